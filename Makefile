@@ -1,0 +1,25 @@
+# Needs Python 3.11 to 3.13 and a shell. Every target sets up .venv first; the second time that touches no network.
+# PYTHON=/path/to/python3.12 chooses the Python; ARGS=... goes on to the command.
+.PHONY: demo test check pin setup help
+BIN := .venv/bin
+
+demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
+	@$(BIN)/driftline demo $(ARGS)
+
+test: check  ## every test, against a real Kafka and a real Valkey, after `make check` (ARGS="-k rollout": some)
+	$(BIN)/pytest $(ARGS)
+
+check: setup  ## lint, format, types, imports: what CI checks beside the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy libs services pipelines
+	$(BIN)/lint-imports
+
+pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in
+
+setup:  ## .venv, packages, the broker's jars; nothing when they are there
+	@sh libs/driftline/local/setup.sh
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target words; do printf 'make %-7s %s\n' "$$target" "$$words"; done

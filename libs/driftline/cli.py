@@ -1,0 +1,335 @@
+"""
+The command line. Each command is a few lines that call something else, imported only when the command runs, so that
+`driftline --help` is quick and a service loads what it needs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from driftline.errors import DriftlineError, Invalid
+
+if TYPE_CHECKING:
+    from driftline.contracts.messages import Trained
+    from driftline.operate.addresses import Addresses
+    from driftline.pipeline import Pipeline
+
+SERVICES = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout")
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    name="driftline",
+    help="Real-time machine learning on Kafka that closes its own loop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(
+    help="Releases and rollouts: look, approve, promote, roll back, pause.", no_args_is_help=True, rich_markup_mode=None
+)
+letters_app = typer.Typer(help="What was refused: count it, look at it, send it again.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+app.add_typer(letters_app, name="dead-letters")
+
+Name = Annotated[
+    str | None, typer.Argument(metavar="[PIPELINE]", help="Folder in pipelines/; may be left out when there is one.", show_default=False)
+]
+Chosen = Annotated[
+    str | None, typer.Option("--pipeline", "-p", metavar="NAME", help="Folder in pipelines/; may be left out when there is one.")
+]
+Because = Annotated[str, typer.Option("--because", help="Why; published with the command.")]
+Wait = Annotated[float, typer.Option("--wait-s", help="How long to wait for the answer.")]
+Reason = Annotated[str, typer.Option("--reason", help="Only records refused for this reason.")]
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Ten weeks, in a minute.")] = False,
+    year: Annotated[bool, typer.Option("--year", help="All of 2013.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up after the report.")] = False,
+    days: Annotated[int | None, typer.Option(help="How many days of 2013 to play.", show_default="212")] = None,
+    partitions: Annotated[int, typer.Option(help="Partitions of each data topic.")] = 2,
+    kills: Annotated[bool, typer.Option(help="Kill processes in the middle of the load.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the play: the same seed gives the same report.")] = 7,
+    folder: Annotated[Path, typer.Option(help="Where the run keeps its files.")] = Path(".driftline"),
+) -> None:
+    """Play real flights through the whole loop, with a kill -9 in the middle. Exit 0 only if every promise held."""
+    from driftline.local.demo import run_demo
+
+    raise typer.Exit(run_demo(fast=fast, year=year, keep=keep, days=days, partitions=partitions, kills=kills, seed=seed, folder=folder))
+
+
+@app.command()
+def check(name: Name = None) -> None:
+    """Read the declaration and the schemas, and say what is wrong. Connects to nothing."""
+    from driftline.operate.checks import print_checks
+
+    raise typer.Exit(print_checks(name))
+
+
+@app.command()
+def up(
+    name: Name = None,
+    local: Annotated[bool, typer.Option("--local", help="Bring an own Kafka, Valkey and schema registry.")] = False,
+    partitions: Annotated[int, typer.Option(help="Partitions of each data topic, where they are created.")] = 2,
+    folder: Annotated[Path, typer.Option(help="Where the run keeps its files.")] = Path(".driftline"),
+) -> None:
+    """Start every service of a pipeline. Ctrl-C drains and stops them."""
+    from driftline.operate.addresses import one_pipeline
+    from driftline.operate.running import run_all
+
+    raise typer.Exit(run_all(one_pipeline(name), local=local, partitions=partitions, folder=folder))
+
+
+@app.command()
+def run(
+    service: Annotated[str, typer.Argument(help=", ".join(SERVICES))],
+    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Folder in pipelines/.")],
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run one process of one pipeline: what a supervisor calls. Settings come from DRIFTLINE_* variables."""
+    from driftline.clock import SystemClock
+    from driftline.logs import set_up
+    from driftline.settings import read
+
+    if service not in SERVICES:
+        raise Invalid(f"there is no service {service}; there are {', '.join(SERVICES)}")
+    set_up(log_level, service=service, pipeline=pipeline)
+    module = importlib.import_module(f"services.{service}.app")
+    process = module.build(read(module.Settings, {**os.environ, "DRIFTLINE_PIPELINE": pipeline}), SystemClock())
+    asyncio.run(process.run())
+
+
+@app.command()
+def status(name: Name = None) -> None:
+    """Processes, lags, model and open alarms. Exit 1 when something is not healthy."""
+    from rich.console import Console
+
+    from driftline.operate.status import print_status, read_status
+
+    found = _ask(name, read_status)
+    print_status(found, Console())
+    raise typer.Exit(1 if found.troubles else 0)
+
+
+@app.command()
+def trace(event_id: Annotated[str, typer.Argument(help="Id that the upstream application gave.")], pipeline: Chosen = None) -> None:
+    """One event through the loop, with every offset, its row, its answers and its label."""
+    from rich.console import Console
+
+    from driftline.operate.trace import print_trace, read_trace
+
+    found = _ask(pipeline, lambda addresses, declared: read_trace(addresses, declared, event_id))
+    print_trace(found, _declared(pipeline), Console())
+
+
+@app.command()
+def train(name: Name = None, because: Because = "an operator asked for a first model", wait_s: Wait = 600.0) -> None:
+    """Train a first model when there is none, from what was answered and labelled so far."""
+    _train(name, "first", because, wait_s)
+
+
+@app.command()
+def retrain(name: Name = None, because: Because = "an operator asked", wait_s: Wait = 600.0) -> None:
+    """Send a retrain command and wait for its outcome. Exit 0 when a model was accepted."""
+    _train(name, "operator", because, wait_s)
+
+
+def _train(name: str | None, trigger: str, because: str, wait_s: float) -> None:
+    from driftline.clock import SystemClock
+    from driftline.operate.commands import retrain_command, send_to_trainer
+
+    clock = SystemClock()
+
+    async def send(addresses: Addresses, declared: Pipeline) -> Trained:
+        return await send_to_trainer(addresses, declared, clock, retrain_command(declared, clock, trigger, because), wait_s)
+
+    trained = _ask(name, send)
+    typer.echo(
+        f"{trained.outcome}: {trained.reason}"
+        + (f"  ({trained.model} {trained.digest[:12]}, {trained.rows:,} rows)" if trained.model else "")
+    )
+    raise typer.Exit(0 if trained.outcome == "accepted" else 1)
+
+
+@models_app.command("list")
+def models_list(name: Name = None) -> None:
+    """Every release with its verdict, every move of the rollout, and where it stands."""
+    from rich.console import Console
+
+    from driftline.operate.models import print_list, read_history
+
+    print_list(_ask(name, read_history), Console())
+
+
+@models_app.command("show")
+def models_show(model: Annotated[str, typer.Argument(help="Name, or the beginning of its digest.")], pipeline: Chosen = None) -> None:
+    """One release with all its evidence."""
+    from rich.console import Console
+
+    from driftline.operate.models import print_release, read_history
+
+    history = _ask(pipeline, read_history)
+    print_release(history.release(model), history, Console())
+
+
+Meant = Annotated[
+    str, typer.Argument(metavar="[MODEL]", help="Name or digest; the command is refused when another model is at hand.", show_default=False)
+]
+
+
+@models_app.command()
+def approve(model: Meant = "", pipeline: Chosen = None, because: Because = "", wait_s: Wait = 10.0) -> None:
+    """Let the waiting candidate into shadow."""
+    _move("approve", model, pipeline, because, wait_s)
+
+
+@models_app.command()
+def promote(model: Meant = "", pipeline: Chosen = None, because: Because = "", wait_s: Wait = 10.0) -> None:
+    """Take the candidate to its next share now."""
+    _move("promote", model, pipeline, because, wait_s)
+
+
+@models_app.command()
+def rollback(model: Meant = "", pipeline: Chosen = None, because: Because = "", wait_s: Wait = 10.0) -> None:
+    """Take the candidate out; without one, go back to the previous champion."""
+    _move("rollback", model, pipeline, because, wait_s)
+
+
+@models_app.command()
+def pause(model: Meant = "", pipeline: Chosen = None, because: Because = "", wait_s: Wait = 10.0) -> None:
+    """Stop all steps that time would take. Guardrails and rollback stay at work."""
+    _move("pause", model, pipeline, because, wait_s)
+
+
+@models_app.command()
+def resume(model: Meant = "", pipeline: Chosen = None, because: Because = "", wait_s: Wait = 10.0) -> None:
+    """Go on after a pause."""
+    _move("resume", model, pipeline, because, wait_s)
+
+
+def _move(action: str, model: str, pipeline: str | None, because: str, wait_s: float) -> None:
+    from driftline.clock import SystemClock
+    from driftline.operate.commands import operator_command, send_to_rollout
+
+    clock = SystemClock()
+    command = operator_command(clock, action, model, because)
+    answer = _ask(pipeline, lambda addresses, declared: send_to_rollout(addresses, declared, clock, command, wait_s))
+    typer.echo(f"{answer.move}: {answer.reason}  (version {answer.version}, {answer.state})")
+    raise typer.Exit(1 if answer.move == "nothing" else 0)
+
+
+@app.command()
+def reproduce(digest: Annotated[str, typer.Argument(help="Digest of a released model.")], pipeline: Chosen = None) -> None:
+    """Train a released model again from the log and compare digests."""
+    from driftline.operate.addresses import environment_of, find_addresses
+    from driftline.operate.models import read_history
+    from driftline.settings import read
+
+    release = _ask(pipeline, read_history).release(digest)
+    module = importlib.import_module("services.trainer.app")
+    settings = read(module.Settings, environment_of(find_addresses(), _declared(pipeline).name))
+    again: str = asyncio.run(module.reproduce(settings, release.digest))
+    typer.echo(f"{release.model}  released {release.digest}\n{' ' * len(release.model)}  trained  {again}")
+    typer.echo("the same" if again == release.digest else "different")
+    raise typer.Exit(0 if again == release.digest else 1)
+
+
+@letters_app.command("list")
+def letters_list(name: Name = None, reason: Reason = "") -> None:
+    """How many records were refused, by topic and reason."""
+    from rich.console import Console
+
+    from driftline.operate.dead_letters import print_reasons, read_letters
+
+    print_reasons(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason)), Console())
+
+
+@letters_app.command("show")
+def letters_show(name: Name = None, reason: Reason = "", newest: Annotated[int, typer.Option(help="How many.")] = 20) -> None:
+    """The newest refused records, one a line, without what they hold."""
+    from rich.console import Console
+
+    from driftline.operate.dead_letters import print_letters, read_letters
+
+    print_letters(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason))[-newest:], Console())
+
+
+@letters_app.command("replay")
+def letters_replay(name: Name = None, reason: Reason = "") -> None:
+    """Send refused upstream records to their topics again, as they came."""
+    from driftline.operate.dead_letters import pii_key, read_letters, replay
+
+    async def again(addresses: Addresses, declared: Pipeline) -> tuple[int, int]:
+        letters = await read_letters(addresses, declared, reason)
+        return await replay(addresses, declared, letters, pii_key()), len(letters)
+
+    sent, of = _ask(name, again)
+    typer.echo(f"{sent} of {of} sent again. What is still wrong comes back: driftline dead-letters list")
+
+
+@app.command()
+def rebuild(
+    name: Name = None,
+    service: Annotated[
+        list[str] | None, typer.Option(help="feature, labeler or drift; all three when left out.", show_default=False)
+    ] = None,
+    partition: Annotated[int | None, typer.Option(help="Only this partition.", show_default=False)] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Keep the old rows, wait for the new ones, compare.")] = False,
+    wait_s: Annotated[float, typer.Option(help="How long to wait for the new rows.")] = 600.0,
+) -> None:
+    """Forget the state of stopped services, so that they fold it from the log again."""
+    from driftline.clock import SystemClock
+    from driftline.operate import rebuild as work
+
+    services = service or list(work.STATEFUL)
+    if unknown := sorted(set(services) - set(work.STATEFUL)):
+        raise Invalid(f"{', '.join(unknown)} keeps no state; there are {', '.join(work.STATEFUL)}")
+    forgotten = _ask(name, lambda addresses, declared: work.forget(addresses, declared, services, partition, keep=compare))
+    for one in forgotten:
+        typer.echo(str(one))
+    if not compare:
+        return
+    typer.echo(f"start {', '.join(services)} now; comparing when each partition stands where it stood")
+    compared = _ask(name, lambda addresses, _: work.compare(addresses, forgotten, SystemClock(), wait_s))
+    for one in compared:
+        typer.echo(str(one))
+    raise typer.Exit(1 if any(one.differ and not one.moved_on for one in compared) else 0)
+
+
+def _declared(name: str | None) -> Pipeline:
+    from driftline.operate.addresses import one_pipeline
+    from driftline.pipeline import load_pipeline
+
+    return load_pipeline(one_pipeline(name))
+
+
+def _ask(name: str | None, question: Callable[[Addresses, Pipeline], Coroutine[Any, Any, Result]]) -> Result:
+    """Put a question to the servers about one pipeline."""
+    from driftline.operate.addresses import find_addresses
+
+    return asyncio.run(question(find_addresses(), _declared(name)))
+
+
+def main() -> None:
+    """The console command: what driftline raises on purpose is printed as words, with exit status 1."""
+    try:
+        app()
+    except DriftlineError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

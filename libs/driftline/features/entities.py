@@ -1,0 +1,223 @@
+"""
+Where entities live in memory: the words of all of them in one array, found by kind and key through a hash table of our own.
+
+A kind is a view, or a stream whose ids are remembered. A *slot* is a number that stands for one entity; its words begin at
+`base[slot]`. Keys are compared byte by byte, so two keys of one hash are still two entities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+from driftline.errors import Invalid
+from driftline.features.texts import READ_BYTES, READ_INTS, hash_of
+from driftline.features.tiles import MEMORY_COUNT, MEMORY_HEADER_WORDS, MEMORY_WORDS, NONE
+from driftline.stream.batch import Ints, Varlen
+
+Bytes = npt.NDArray[np.uint8]
+
+ABSENT = -2  # as a slot: the key is not in memory
+WORD_BYTES = 8
+FIRST_SLOTS = 1 << 10
+FIRST_WORDS = 1 << 14
+FIRST_KEY_BYTES = 1 << 14
+KIND_PRIME = 0x9E3779B97F4A7C15 - (1 << 64)
+
+_I1, _B1 = types.int64[::1], types.uint8[::1]
+
+
+@njit(types.int64(_I1, _I1, _I1, _I1, _I1, _B1, types.int64, types.int64, READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
+def _place(
+    table: Ints, hashes: Ints, kinds: Ints, key_starts: Ints, key_ends: Ints, keys: Bytes, kind: int, h: int, data: Bytes, start: int, end: int
+) -> int:
+    """The place in the table of a key, or the free place where it belongs."""
+    mask = len(table) - 1
+    at = h & mask
+    while table[at] != NONE:
+        slot = table[at]
+        if hashes[slot] == h and kinds[slot] == kind and key_ends[slot] - key_starts[slot] == end - start:
+            same = True
+            for i in range(end - start):
+                if keys[key_starts[slot] + i] != data[start + i]:
+                    same = False
+                    break
+            if same:
+                return at
+        at = (at + 1) & mask
+    return at
+
+
+@njit(_I1(_I1, _I1, _I1, _I1, _I1, _B1, types.int64, READ_BYTES, READ_INTS, READ_INTS), cache=True, nogil=True)
+def _find(
+    table: Ints, hashes: Ints, kinds: Ints, key_starts: Ints, key_ends: Ints, keys: Bytes, kind: int, data: Bytes, starts: Ints, ends: Ints
+) -> Ints:
+    slots = np.full(len(starts), NONE, np.int64)
+    for i in range(len(starts)):
+        if starts[i] >= 0:
+            h = hash_of(data, starts[i], ends[i]) ^ (kind * KIND_PRIME)
+            slot = table[_place(table, hashes, kinds, key_starts, key_ends, keys, kind, h, data, starts[i], ends[i])]
+            slots[i] = ABSENT if slot == NONE else slot
+    return slots
+
+
+@njit(types.int64(_I1, _I1, types.int64, types.int64), cache=True, nogil=True)
+def _distinct(slots: Ints, stamps: Ints, stamp: int, n: int) -> int:
+    """Move the first occurrence of each slot to the front; how many there are."""
+    count = 0
+    for i in range(n):
+        if stamps[slots[i]] != stamp:
+            stamps[slots[i]] = stamp
+            slots[count] = slots[i]
+            count += 1
+    return count
+
+
+@njit(types.void(_I1, _I1, types.int64), cache=True, nogil=True)
+def _reinsert(table: Ints, hashes: Ints, n: int) -> None:
+    mask = len(table) - 1
+    for slot in range(n):
+        at = hashes[slot] & mask
+        while table[at] != NONE:
+            at = (at + 1) & mask
+        table[at] = slot
+
+
+@njit(_B1(READ_BYTES, READ_INTS, READ_INTS, READ_INTS), cache=True, nogil=True)
+def _gather(data: Bytes, starts: Ints, lengths: Ints, ends: Ints) -> Bytes:
+    out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
+    for i in range(len(starts)):
+        out[ends[i] - lengths[i] : ends[i]] = data[starts[i] : starts[i] + lengths[i]]
+    return out
+
+
+class Entities:
+    """All entities of one partition that are in memory. `empty` has the words of an unknown entity of each kind, `memories` the first kind of ids."""
+
+    def __init__(self, prefixes: Sequence[bytes], empty: Sequence[Ints], memories: int) -> None:
+        self._prefixes = prefixes
+        self._empty = empty
+        self._memories = memories
+        self.generation = 0  # changes whenever `find` may have other answers
+        self._lengths = np.array([len(words) for words in empty], np.int64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the store has it all."""
+        self.generation += 1
+        self.count = 0
+        self.words = np.zeros(FIRST_WORDS, np.int64)
+        self.base = np.zeros(FIRST_SLOTS, np.int64)
+        self._words_used = 0
+        self._kinds, self._hashes = np.zeros(FIRST_SLOTS, np.int64), np.zeros(FIRST_SLOTS, np.int64)
+        self._key_starts, self._key_ends = np.zeros(FIRST_SLOTS, np.int64), np.zeros(FIRST_SLOTS, np.int64)
+        self._stamps = np.zeros(FIRST_SLOTS, np.int64)
+        self._stamp = 0
+        self._keys = np.zeros(FIRST_KEY_BYTES, np.uint8)
+        self._keys_used = 0
+        self._table = np.full(4 * FIRST_SLOTS, NONE, np.int64)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """The words as numbers: the same memory."""
+        return self.words.view(np.float64)
+
+    def find(self, kind: int, keys: Varlen) -> Ints:
+        """The slot of each key; NONE for a null key, ABSENT for one that is not in memory."""
+        slots: Ints = _find(*self._tables(), kind, keys.data, keys.starts, keys.ends)
+        return slots
+
+    def _tables(self) -> tuple[Ints, Ints, Ints, Ints, Ints, Bytes]:
+        return self._table, self._hashes, self._kinds, self._key_starts, self._key_ends, self._keys
+
+    def store_key(self, kind: int, key: bytes) -> bytes:
+        """What an entity's row is called in the store."""
+        return self._prefixes[kind] + key
+
+    @staticmethod
+    def distinct_keys(keys: Varlen) -> list[bytes]:
+        """Each of these keys once, however large the buffer is that they lie in."""
+        return list(dict.fromkeys(_gathered(keys.data, keys.starts, keys.ends - keys.starts)))
+
+    def add(self, kind: int, key: bytes, row: bytes | None) -> None:
+        """Take an entity as the store has it; None for one that is not known yet. Raises Invalid for a row of another length."""
+        self.generation += 1
+        words = self._unpacked(kind, key, row)
+        data = np.frombuffer(key, np.uint8)
+        h = int(hash_of(data, 0, len(data)) ^ np.int64(_wrapped(kind * KIND_PRIME)))
+        self._reserve(len(words), len(data))
+        place = _place(*self._tables(), kind, h, data, 0, len(data))
+        slot = int(self._table[place])
+        if slot == NONE:
+            slot = self._append(kind, h, data, len(words))
+            self._table[place] = slot
+        self.words[self.base[slot] : self.base[slot] + len(words)] = words
+
+    def _append(self, kind: int, h: int, data: Bytes, n_words: int) -> int:
+        slot = self.count
+        self.count += 1
+        self._kinds[slot], self._hashes[slot], self._stamps[slot] = kind, h, 0
+        self._key_starts[slot], self._key_ends[slot] = self._keys_used, self._keys_used + len(data)
+        self._keys[self._keys_used : self._keys_used + len(data)] = data
+        self._keys_used += len(data)
+        self.base[slot] = self._words_used
+        self._words_used += n_words
+        return slot
+
+    def _unpacked(self, kind: int, key: bytes, row: bytes | None) -> Ints:
+        empty = self._empty[kind]
+        if row is None:
+            return empty
+        words = np.frombuffer(row, "<i8").astype(np.int64)
+        right = len(words) == len(empty) if kind < self._memories else MEMORY_HEADER_WORDS <= len(words) <= len(empty)
+        if not right:
+            raise Invalid(f"the row {self.store_key(kind, key)!r} has {len(words)} words where {len(empty)} belong: it was made by another definition")
+        return np.concatenate([words, empty[len(words) :]])
+
+    def _reserve(self, n_words: int, n_bytes: int) -> None:
+        """Room for one more entity, by doubling."""
+        while self._words_used + n_words > len(self.words):
+            self.words = _doubled(self.words)
+        while self._keys_used + n_bytes > len(self._keys):
+            self._keys = _doubled(self._keys)
+        if self.count == len(self.base):
+            names = ("base", "_kinds", "_hashes", "_key_starts", "_key_ends", "_stamps")
+            for name in names:
+                setattr(self, name, _doubled(getattr(self, name)))
+            self._table = np.full(2 * len(self._table), NONE, np.int64)
+            _reinsert(self._table, self._hashes, self.count)
+
+    def distinct(self, slots: Ints, n: int) -> Ints:
+        """The first `n` of `slots`, each once, in order of first occurrence; `slots` is written over."""
+        self._stamp += 1
+        return slots[: _distinct(slots, self._stamps, self._stamp, n)]
+
+    def rows(self, slots: Ints) -> dict[bytes, bytes | None]:
+        """The rows of `slots` by their names in the store."""
+        kinds, base = self._kinds[slots], self.base[slots]
+        lengths = self._lengths[kinds]
+        memories = kinds >= self._memories
+        lengths[memories] = MEMORY_HEADER_WORDS + MEMORY_WORDS * self.words[base[memories] + MEMORY_COUNT]
+        rows = _gathered(self.words.view(np.uint8), WORD_BYTES * base, WORD_BYTES * lengths)
+        keys = _gathered(self._keys, self._key_starts[slots], self._key_ends[slots] - self._key_starts[slots])
+        prefixes = self._prefixes
+        return {prefixes[kind] + key: row for kind, key, row in zip(kinds.tolist(), keys, rows, strict=True)}
+
+
+def _gathered(data: Bytes, starts: Ints, lengths: Ints) -> list[bytes]:
+    """Pieces of a large buffer, copied once."""
+    ends = np.cumsum(lengths)
+    return Varlen(_gather(data, starts, lengths, ends), ends - lengths, ends).tolist()
+
+
+def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate([array, np.zeros_like(array)])
+
+
+def _wrapped(number: int) -> int:
+    """An integer as 64 bits with a sign would have it."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,1 @@
+"""Pure statistics: counts and arrays in, numbers and verdicts out."""

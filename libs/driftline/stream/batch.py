@@ -1,0 +1,223 @@
+"""
+What passes between the loop and a core: a `Batch` of one partition in, `Effects` out. Both are values, by column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Varlen:
+    """
+    A column of n byte strings that lie in one buffer: value i is `data[starts[i]:ends[i]]`. Null is a start of -1.
+
+    Bytes of messages go from log to log as slices of what was polled; Python objects are made only where asked for.
+    """
+
+    data: npt.NDArray[np.uint8]
+    starts: Ints
+    ends: Ints
+
+    @classmethod
+    def of(cls, values: Iterable[bytes | str]) -> Varlen:
+        """Join `values` into one buffer; text becomes UTF-8."""
+        parts = [value.encode() if isinstance(value, str) else value for value in values]
+        ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if parts else ends
+        return cls(np.frombuffer(b"".join(parts), np.uint8), starts, ends)
+
+    @classmethod
+    def repeat(cls, value: bytes | str, n: int) -> Varlen:
+        """`value` n times, stored once."""
+        data = np.frombuffer(value.encode() if isinstance(value, str) else value, np.uint8)
+        return cls(data, np.zeros(n, np.int64), np.full(n, len(data), np.int64))
+
+    @classmethod
+    def concat(cls, columns: Sequence[Varlen]) -> Varlen:
+        """Several columns, one after the other."""
+        shifts = np.cumsum([0] + [len(column.data) for column in columns[:-1]])
+        starts = [np.where(column.starts < 0, -1, column.starts + shift) for column, shift in zip(columns, shifts, strict=True)]
+        ends = [column.ends + shift for column, shift in zip(columns, shifts, strict=True)]
+        return cls(np.concatenate([column.data for column in columns]), np.concatenate(starts), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.data[self.starts[index] : self.ends[index]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.tolist())
+
+    def take(self, index: npt.NDArray[Any]) -> Varlen:
+        """The values at `index` (positions or a mask), still in the same buffer."""
+        return Varlen(self.data, self.starts[index], self.ends[index])
+
+    def tolist(self) -> list[bytes]:
+        """All values as `bytes`, in order."""
+        raw = self.data.tobytes()
+        return [raw[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
+
+    def texts(self) -> list[str]:
+        """All values decoded from UTF-8."""
+        return [value.decode() for value in self.tolist()]
+
+
+Column = npt.NDArray[Any] | Varlen | Sequence[Any]
+
+HEADER = ("source", "partition", "offset", "index", "event_offset", "writer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """
+    The n messages of one kind in a batch, by column, the coordinate's fields among the columns.
+
+    Integers and timestamps (milliseconds) are int64, floats float32 or float64 as in the schema, booleans bool,
+    strings, bytes and arrays of strings `Varlen` (an array as Avro encodes it: see `contracts.avro.unpack_strings`);
+    fields of any other type, on topics of the control plane, are lists of Python values.
+    """
+
+    message: str
+    offsets: Ints
+    columns: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+    def take(self, index: npt.NDArray[Any]) -> Table:
+        """The messages at `index` (positions or a mask)."""
+        return Table(self.message, self.offsets[index], {name: take(column, index) for name, column in self.columns.items()})
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a message, strings decoded: for the control plane and for tests, never for the hot path."""
+        plain = {name: _plain(column) for name, column in self.columns.items()}
+        return [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
+
+
+def take(column: Column, index: npt.NDArray[Any]) -> Column:
+    """The values of any kind of column at `index` (positions or a mask)."""
+    if isinstance(column, Varlen):
+        return column.take(index)
+    if isinstance(column, np.ndarray):
+        return column[index]
+    positions = np.flatnonzero(index) if index.dtype == np.bool_ else index
+    return [column[position] for position in positions.tolist()]
+
+
+def _plain(column: Column) -> Sequence[Any]:
+    if isinstance(column, Varlen):
+        return [value.decode(errors="replace") for value in column.tolist()]
+    return column.tolist() if isinstance(column, np.ndarray) else column
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """
+    Consecutive messages of one partition of one log, split by kind; within and across kinds, `offsets` gives the log's order.
+    Duplicates (not above the last coordinate of their lane) and undecodable messages are already out.
+    """
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    tables: Mapping[str, Table]
+
+    def __len__(self) -> int:
+        return sum(len(table) for table in self.tables.values())
+
+    def __getitem__(self, message: str) -> Table | None:
+        """The messages of one kind, or None when the batch has none."""
+        return self.tables.get(message)
+
+    def head(self, n: int) -> Batch:
+        """The first `n` messages, in the log's order; `next_offset` is that of the message after them."""
+        offsets = np.sort(np.concatenate([table.offsets for table in self.tables.values()]))
+        if n >= len(offsets):
+            return self
+        return self._between(self.first_offset, int(offsets[n]))
+
+    def tail(self, offset: int) -> Batch:
+        """What is left from `offset` on."""
+        return self._between(offset, self.next_offset)
+
+    def _between(self, first: int, end: int) -> Batch:
+        cut = {name: table.take((table.offsets >= first) & (table.offsets < end)) for name, table in self.tables.items()}
+        return Batch(self.partition, first, end, {name: table for name, table in cut.items() if len(table)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Messages:
+    """
+    n messages of one kind for one topic, by column as in `Table`, all fields of the schema but none that the loop knows:
+    the loop fills in `writer`, and `partition` of the coordinate when it is left out (the batch's own).
+
+    They go to the partition that the batch came from, unless `to` says otherwise. Within a topic the messages of one step
+    are sent in ascending `order` (commonly the offset of the cause); ties as listed.
+    """
+
+    topic: str  # kind of the topic: "features"
+    message: str  # kind of the message: "row"
+    keys: Varlen | None
+    columns: Mapping[str, Column]
+    order: Ints
+    to: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One message of the batch that can never be accepted: the reason from the closed list, and the detail in words."""
+
+    offset: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """
+    All that a step wants done. The messages are sent and acked first, then the ledger takes state and position in one write.
+
+    `state` maps a key to its new row, or to None where it is to be deleted. `counts` says what became of the batch's
+    messages, by outcome (applied, duplicate, late, tick, broadcast): with the refused ones they add up to `len(batch)`.
+    """
+
+    state: Mapping[bytes, bytes | None] = field(default_factory=dict)
+    messages: Sequence[Messages] = ()
+    refused: Sequence[Refused] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Core(Protocol):
+    """
+    The logic of one service over one partition. Pure: no clock, no client, no chance; called by the loop alone, one call at a
+    time. After a failure the loop drops the core and builds a new one, so a core may keep in memory whatever it was given.
+    """
+
+    def needs(self, batch: Batch) -> Sequence[bytes]:
+        """
+        The state keys that must be loaded before `step` may see `batch`; asked again after each `load`, until none is left.
+        """
+
+    def load(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Take rows as the store has them; None where there is none."""
+
+    def touches(self, batch: Batch) -> int:
+        """An upper bound of the rows that `step` would write, so that the loop can keep a commit small."""
+
+    def step(self, batch: Batch) -> Effects:
+        """Apply `batch` in the log's order."""

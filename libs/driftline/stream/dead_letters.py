@@ -1,0 +1,98 @@
+"""
+Records that could not be taken go, as they came, to the dead-letter topic with their reason; up to a limit, past which the
+fault is ours and the service stops.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from driftline.errors import Fatal, Invalid
+from driftline.metrics import metric
+from driftline.stream.batch import Messages, Refused, Varlen
+from driftline.stream.records import Polled
+
+REASONS = ("undecodable", "contract", "missing_id", "bad_time", "future", "too_large", "schema", "poison", "late")
+NONCE_BYTES = 12
+
+
+class DeadLetters:
+    """
+    Makes dead letters for one process. `sealed` names the topics whose records hold personal fields: theirs are encrypted.
+    """
+
+    def __init__(self, pipeline: str, service: str, source: int, limit: int, key: bytes = b"", sealed: Collection[str] = ()) -> None:
+        self._pipeline = pipeline
+        self._service = service
+        self._source = source
+        self._limit = limit
+        self._key = key
+        self._sealed = frozenset(sealed)
+        self._count = 0
+
+    def of(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int | None = None) -> list[Messages]:
+        """
+        The letters for `refused`, raw as in `polled`. Raises Fatal when this process has written more than its limit.
+        """
+        if not refused:
+            return []
+        self._count += len(refused)
+        if self._count > self._limit:
+            raise Fatal(
+                f"{self._service}: more than {self._limit} dead letters since the start, last: {refused[-1].reason}: {refused[-1].detail}. "
+                f"Look at them (driftline dead-letters {self._pipeline}), then raise DRIFTLINE_DEAD_LETTERS_MAX or mend the sender"
+            )
+        for one in refused:
+            metric("driftline_dead_letters_total").labels(pipeline=self._pipeline, topic=topic, reason=one.reason).inc()
+        return [self._messages(topic, partition, polled, refused, self._source if source is None else source)]
+
+    def _messages(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int) -> Messages:
+        n = len(refused)
+        place = {offset: at for at, offset in enumerate(polled.offsets)}
+        at = [place[one.offset] for one in refused]
+        sealed = topic in self._sealed
+        offsets = np.array([one.offset for one in refused], np.int64)
+        columns = {
+            "source": np.full(n, source, np.int64),
+            "partition": np.full(n, partition, np.int64),
+            "offset": offsets,
+            "index": np.zeros(n, np.int64),
+            "event_offset": np.full(n, -1, np.int64),
+            "topic": Varlen.repeat(topic, n),
+            "service": Varlen.repeat(self._service, n),
+            "reason": Varlen.of(one.reason for one in refused),
+            "detail": Varlen.of(one.detail for one in refused),
+            "timestamp": np.array([polled.timestamps[i] for i in at], np.int64),
+            "sealed": np.full(n, sealed, np.bool_),
+            "key": _nullable([self._raw(polled.keys[i], sealed) for i in at]),
+            "value": _nullable([self._raw(polled.values[i], sealed) for i in at]),
+        }
+        return Messages("dead-letters", "dead_letter", None, columns, offsets, to=0)
+
+    def _raw(self, value: bytes | None, sealed: bool) -> bytes | None:
+        return seal(value, self._key) if sealed and value is not None else value
+
+
+def _nullable(values: Sequence[bytes | None]) -> Varlen:
+    column = Varlen.of(value or b"" for value in values)
+    missing = np.array([value is None for value in values], np.bool_)
+    return Varlen(column.data, np.where(missing, -1, column.starts), column.ends)
+
+
+def seal(value: bytes, key: bytes) -> bytes:
+    """Encrypt with AES-GCM; the nonce goes in front. `key` has 16, 24 or 32 bytes."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, value, None)
+
+
+def unseal(sealed: bytes, key: bytes) -> bytes:
+    """The inverse of `seal`. Raises Invalid when the key is another."""
+    try:
+        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+    except InvalidTag as error:
+        raise Invalid("the record was sealed with another key: set DRIFTLINE_PII_KEY to the one that intake used") from error

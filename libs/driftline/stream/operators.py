@@ -1,0 +1,191 @@
+"""
+From settings to running workers: one operator over the partitions that this process owns, and a follower of a small topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from driftline.contracts.registry import Registry
+from driftline.pipeline import Pipeline
+from msgspec import Struct
+
+from driftline.clock import Clock
+from driftline.contracts.topics import Topic, Topics
+from driftline.errors import Fatal, Recoverable
+from driftline.logs import log
+from driftline.stream.batch import Batch, Core
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.kafka import Cluster, LogReader, Sink, Source, describe
+from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
+from driftline.stream.process import Ops
+from driftline.stream.records import Decoder, Encoder
+from driftline.stream.worker import Operator, Worker
+
+
+class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Read once from DRIFTLINE_<NAME>; a field without a default must be set."""
+
+    pipeline: str
+    registry: str
+    kafka: str = "127.0.0.1:9092"
+    redis: str = "redis://127.0.0.1:6379/0"
+    replica: int = 0  # this process is number `replica` of `replicas`: it owns the partitions p with p % replicas == replica
+    replicas: int = 1
+    records_max: int = 4_000
+    dead_letters_max: int = 10_000
+    ops_port: int = 0
+    run_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replica < self.replicas:
+            raise ValueError(
+                f"DRIFTLINE_REPLICA is {self.replica}; it must be from 0 to DRIFTLINE_REPLICAS - 1, which is {self.replicas - 1}"
+            )
+
+
+def ops(settings: WorkerSettings, service: str) -> Ops:
+    """The process's own HTTP server."""
+    return Ops(service, settings.ops_port, Path(settings.run_dir) if settings.run_dir else None)
+
+
+class Wiring(Struct, frozen=True, kw_only=True):
+    """What one operator reads, writes and is; the rest follows from the settings."""
+
+    service: str  # as in metrics and in the group's name
+    reads: Topic
+    writes: Sequence[Topic]
+    writer: int
+    source: int  # the log that it reads, as coordinates name it
+    core: Callable[[int, int], Core]  # from the partition, and how many partitions the pipeline's data topics have
+    row_format: int | None = None  # None: no state, no ledger
+    before: Callable[[Batch], Awaitable[None]] | None = None
+
+
+class Operators:
+    """The workers of one operator, one for each partition that this process owns."""
+
+    def __init__(self, wiring: Wiring, settings: WorkerSettings, pipeline: Pipeline, registry: Registry, clock: Clock) -> None:
+        self._wiring = wiring
+        self._settings = settings
+        self._pipeline = pipeline
+        self._registry = registry
+        self._clock = clock
+        self._workers: list[Worker] = []
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Run until stopped. A partition that is refused leaves the others running; an error that nobody foresaw stops all."""
+        if self._wiring.row_format is not None:
+            await refuse_unsafe_store(self._settings.redis)
+        cluster = await self._described()
+        operator = await asyncio.to_thread(self._operator, cluster)
+        owned = range(self._settings.replica, cluster.partitions[self._wiring.reads.name], self._settings.replicas)
+        self._workers = [Worker(operator, partition, self._clock) for partition in owned]
+        if self._stopping:
+            return
+        async with asyncio.TaskGroup() as group:
+            for worker in self._workers:
+                group.create_task(worker.run())
+
+    async def _described(self) -> Cluster:
+        names = [topic.name for topic in Topics.of(self._pipeline).by_kind().values()]
+        while True:
+            with contextlib.suppress(Recoverable):
+                cluster = await describe(self._settings.kafka, names)
+                break
+            await asyncio.sleep(0.5)
+        missing = [name for name in names if not cluster.partitions.get(name)]
+        if missing:
+            raise Fatal(f"the topics {', '.join(missing)} do not exist: driftline up creates them")
+        return cluster
+
+    def _operator(self, cluster: Cluster) -> Operator:
+        wiring, settings = self._wiring, self._settings
+        group = f"{self._pipeline.name}-{wiring.service}"
+        topics = Topics.of(self._pipeline)
+        written = {topic.kind: topic for topic in (*wiring.writes, topics.dead_letters)}
+        as_json = frozenset({"predictions"} if self._pipeline.predictions == "json" else ())
+        encoder = Encoder(written, self._registry, wiring.writer, as_json)
+        return Operator(
+            service=wiring.service,
+            pipeline=self._pipeline.name,
+            topic=wiring.reads.name,
+            group=group,
+            digest=self._pipeline.digest,
+            row_format=wiring.row_format or 0,
+            cluster=cluster,
+            core=lambda partition: wiring.core(partition, cluster.partitions[topics.events.name]),
+            source=lambda partition: Source(settings.kafka, wiring.reads.name, partition, group=group),
+            sink=lambda partition: Sink(settings.kafka, written, encoder, f"{group}-{partition}"),
+            ledger=None if wiring.row_format is None else lambda partition: RedisLedger(connect(settings.redis), group, partition),
+            decoder=Decoder(wiring.reads, self._registry),
+            dead_letters=DeadLetters(self._pipeline.name, wiring.service, wiring.source, settings.dead_letters_max),
+            before=wiring.before,
+            records_max=settings.records_max,
+        )
+
+    def stop(self) -> None:
+        """Finish the batches in hand, then leave."""
+        self._stopping = True
+        for worker in self._workers:
+            worker.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Every partition that may go on has been acquired."""
+        return bool(self._workers) and all(worker.ready or worker.refused for worker in self._workers)
+
+    @property
+    def refused(self) -> str:
+        """Why partitions must not go on."""
+        return "; ".join(worker.refused for worker in self._workers if worker.refused)
+
+    def stalled_s(self) -> float:
+        """The longest that a partition has been behind without moving."""
+        return max((worker.stalled_s() for worker in self._workers), default=0.0)
+
+
+class Follower:
+    """Reads a small topic from its start and keeps reading; `take` gets each batch, in a thread, for it may load models."""
+
+    def __init__(self, kafka: str, topic: Topic, registry: Registry, take: Callable[[Batch], None]) -> None:
+        self._reader = LogReader(kafka, topic, registry, wait_ms=500)
+        self._topic = topic
+        self._take = take
+        self._stopping = False
+        self._news = asyncio.Event()
+        self.ready = False
+
+    async def run(self) -> None:
+        """Follow until stopped; `ready` once all that was there at the start has been taken."""
+        await self._reader.start()
+        try:
+            goal = await self._reader.end_offsets()
+            while not self._stopping:
+                self.ready = self.ready or all(self._reader.positions[partition] >= end for partition, end in goal.items())
+                for batch in await self._reader.next(0.2):
+                    await asyncio.to_thread(self._take, batch)
+                    self._news.set()
+        finally:
+            await self._reader.stop()
+
+    async def wait(self, until: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Wait until what was taken makes `until` true. Raises Recoverable after `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not until():
+            self._news.clear()
+            left = deadline - loop.time()
+            if left <= 0:
+                raise Recoverable(f"{what} is not on {self._topic.name} after {timeout_s:.0f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), left)
+        log.debug("followed", topic=self._topic.name)
+
+    def stop(self) -> None:
+        """Stop reading."""
+        self._stopping = True

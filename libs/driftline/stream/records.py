@@ -1,0 +1,252 @@
+"""
+Polled records to a `Batch`, and `Messages` to records: the border between bytes on a log and columns in memory.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import msgspec
+import numba
+import numpy as np
+import numpy.typing as npt
+from driftline.contracts.avro import Codec, explain, frame, unpack_strings
+
+from driftline.contracts.messages import schema as message_schema
+from driftline.contracts.topics import Topic
+from driftline.errors import Invalid
+from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen
+
+FRAME_BYTES = 5
+Lane = int
+Coordinate = tuple[int, int]  # offset and index within a lane
+
+
+class SchemaRegistry(Protocol):
+    """What is needed of a registry; `contracts.registry` has the real one and one in memory."""
+
+    def register(self, subject: str, schema: dict[str, Any]) -> int: ...
+
+    def schema(self, schema_id: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """Consecutive records of one partition as the client gave them."""
+
+    offsets: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    timestamps: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def part(self, start: int, stop: int) -> Polled:
+        """The records from place `start` to place `stop`, exclusive."""
+        return Polled(self.offsets[start:stop], self.keys[start:stop], self.values[start:stop], self.timestamps[start:stop])
+
+    def anchor(self, next_offset: int) -> tuple[int, int, int]:
+        """Offset, timestamp and CRC of the last record below `next_offset`: what a log must still hold to be the same log."""
+        at = max(index for index, offset in enumerate(self.offsets) if offset < next_offset)
+        return self.offsets[at], self.timestamps[at], crc(self.values[at])
+
+
+def crc(value: bytes | None) -> int:
+    """CRC-32 of a value; a tombstone counts as empty."""
+    return zlib.crc32(value or b"")
+
+
+class Decoder:
+    """
+    Turns polled records of one topic into columns, each record by the schema that its frame names.
+
+    Any published version of a message that the topic may hold is accepted; anything else is refused with its reason.
+    """
+
+    def __init__(self, topic: Topic, registry: SchemaRegistry) -> None:
+        self._registry = registry
+        self._names = {message_schema(message)["name"]: message for message in topic.messages}
+        self._codecs: dict[int, tuple[str, Codec, dict[str, Any]] | None] = {}
+
+    def decode(self, partition: int, polled: Polled) -> tuple[Batch, list[Refused]]:
+        """Split `polled` by kind of message; what does not decode comes back refused, by offset."""
+        data, starts, ends, ids = _frames(polled.values)
+        offsets = np.asarray(polled.offsets, np.int64)
+        tables: dict[str, Table] = {}
+        refused: list[Refused] = []
+        for schema_id in np.unique(ids).tolist():
+            mine = np.flatnonzero(ids == schema_id)
+            found = self._codec(schema_id)
+            if found is None:
+                refused += [Refused(int(offsets[i]), *_unframed(schema_id)) for i in mine]
+                continue
+            message, codec, writer_schema = found
+            columns, bad = codec.decode(Varlen(data, starts[mine] + FRAME_BYTES, ends[mine]))
+            table = Table(message, offsets[mine], columns)
+            if bad.any():
+                refused += [
+                    Refused(int(offsets[i]), "undecodable", explain(writer_schema, (polled.values[i] or b"")[FRAME_BYTES:]))
+                    for i in mine[bad]
+                ]
+                table = table.take(~bad)
+            if len(table):
+                tables[message] = _joined([tables[message], table]) if message in tables else table
+        return Batch(partition, int(offsets[0]), int(offsets[-1]) + 1, tables), sorted(refused, key=lambda one: one.offset)
+
+    def _codec(self, schema_id: int) -> tuple[str, Codec, dict[str, Any]] | None:
+        if schema_id < 0:
+            return None
+        if schema_id not in self._codecs:
+            try:
+                schema = self._registry.schema(schema_id)
+            except Invalid:
+                schema = {}
+            message = self._names.get(str(schema.get("name")))
+            self._codecs[schema_id] = (message, Codec(schema), schema) if message else None
+        return self._codecs[schema_id]
+
+
+def _frames(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], Ints, Ints, Ints]:
+    """All values in one buffer, and the schema id of each frame: -1 where there is none."""
+    column = Varlen.of(value or b"" for value in values)
+    data = np.concatenate([column.data, np.zeros(FRAME_BYTES, np.uint8)])  # so that a short last value can be looked at
+    head = data[column.starts[:, None] + np.arange(FRAME_BYTES)].astype(np.int64)
+    ids = (head[:, 1] << 24) | (head[:, 2] << 16) | (head[:, 3] << 8) | head[:, 4]
+    framed = (column.ends - column.starts >= FRAME_BYTES) & (head[:, 0] == 0)
+    return column.data, column.starts, column.ends, np.where(framed, ids, -1)
+
+
+def _unframed(schema_id: int) -> tuple[str, str]:
+    if schema_id < 0:
+        return "undecodable", "the value is not in Confluent's framing (a zero byte and a schema id of four bytes)"
+    return "schema", f"schema id {schema_id} is not known to the registry, or is no schema of this topic"
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Consecutive batches of one partition as one."""
+    tables: dict[str, Table] = {}
+    for name in dict.fromkeys(name for batch in batches for name in batch.tables):
+        parts = [batch.tables[name] for batch in batches if name in batch.tables]
+        tables[name] = _joined(parts) if len(parts) > 1 else parts[0]
+    return Batch(batches[0].partition, batches[0].first_offset, batches[-1].next_offset, tables)
+
+
+def _joined(parts: Sequence[Table]) -> Table:
+    """Tables of one message as one, in the log's order; of different versions, the fields that all have are kept."""
+    offsets = np.concatenate([part.offsets for part in parts])
+    names = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
+    table = Table(parts[0].message, offsets, {name: _concatenated([part[name] for part in parts]) for name in names})
+    return table if (offsets[1:] > offsets[:-1]).all() else table.take(np.argsort(offsets, kind="stable"))
+
+
+def _concatenated(columns: Sequence[Any]) -> Column:
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    if not isinstance(columns[0], Varlen):
+        return [value for column in columns for value in column]
+    return Varlen.concat(columns)
+
+
+@numba.njit("Tuple((b1[::1], i8[::1], i8[::1]))(i8[::1], i8[::1], i8[::1], i8[::1], i8[::1])", cache=True)
+def _advance(lanes, offsets, indexes, last_offsets, last_indexes):  # type: ignore[no-untyped-def]  # compiled by numba
+    """Walk the log's order; a coordinate is fresh when it is above the last one taken from its lane."""
+    fresh = np.zeros(len(lanes), np.bool_)
+    last_offsets, last_indexes = last_offsets.copy(), last_indexes.copy()
+    for i in range(len(lanes)):
+        lane = lanes[i]
+        if offsets[i] > last_offsets[lane] or (offsets[i] == last_offsets[lane] and indexes[i] > last_indexes[lane]):
+            fresh[i] = True
+            last_offsets[lane] = offsets[i]
+            last_indexes[lane] = indexes[i]
+    return fresh, last_offsets, last_indexes
+
+
+def drop_seen(batch: Batch, seen: Mapping[Lane, Coordinate]) -> tuple[Batch, dict[Lane, Coordinate]]:
+    """
+    Drop every message whose coordinate is not above the last one taken from its lane (writer, source, partition).
+
+    Returns what is fresh, and `seen` with the batch counted in.
+    """
+    tables = list(batch.tables.values())
+    if not tables:
+        return batch, dict(seen)
+    lanes = np.concatenate([lane_of(table["writer"], table["source"], table["partition"]) for table in tables])
+    log_order = np.argsort(np.concatenate([table.offsets for table in tables]), kind="stable")
+    names, dense = np.unique(lanes, return_inverse=True)
+    last = [seen.get(int(name), (-1, -1)) for name in names]
+    fresh, offsets, indexes = _advance(
+        np.ascontiguousarray(dense.reshape(-1)[log_order]),
+        np.concatenate([table["offset"] for table in tables])[log_order],
+        np.concatenate([table["index"] for table in tables])[log_order],
+        np.array([offset for offset, _ in last], np.int64),
+        np.array([index for _, index in last], np.int64),
+    )
+    after = dict(seen) | {int(name): (int(o), int(i)) for name, o, i in zip(names, offsets, indexes, strict=True)}
+    if fresh.all():
+        return batch, after
+    keep = np.empty(len(fresh), np.bool_)
+    keep[log_order] = fresh
+    cuts = np.cumsum([len(table) for table in tables])[:-1]
+    kept = {table.message: table.take(mine) for table, mine in zip(tables, np.split(keep, cuts), strict=True) if mine.any()}
+    return replace(batch, tables=kept), after
+
+
+def lane_of(writer: Any, source: Any, partition: Any) -> Any:
+    """One number for (writer, source, partition); the arguments are integers or arrays of them."""
+    return (writer << 48) | (source << 24) | partition
+
+
+class Encoder:
+    """
+    Turns `Messages` into keys and values for one writer. Registers the schemas when it is made.
+    """
+
+    def __init__(
+        self, topics: Mapping[str, Topic], registry: SchemaRegistry, writer: int, json_topics: frozenset[str] = frozenset()
+    ) -> None:
+        self._writer = writer
+        self._json = json_topics
+        self._frames: dict[str, tuple[Codec, bytes]] = {}
+        for message in {message for topic in topics.values() for message in topic.messages}:
+            schema = message_schema(message)
+            self._frames[message] = Codec(schema), frame(registry.register(f"driftline.{schema['name']}", schema))
+
+    def values(self, messages: Messages, partition: int) -> Sequence[bytes]:
+        """The values of `messages`, header filled in: one a message, in listed order."""
+        n = len(messages)
+        columns = {"writer": np.full(n, self._writer, np.int64), "partition": np.full(n, partition, np.int64), **messages.columns}
+        if messages.topic in self._json:
+            return _json_lines(messages.message, columns)
+        codec, prefix = self._frames[messages.message]
+        return codec.encode(columns, prefix).tolist()
+
+
+JSON_LEFT_OUT = ("source", "partition", "offset", "index", "writer")
+
+
+def _json_lines(message: str, columns: Mapping[str, Column]) -> list[bytes]:
+    """For ten-line clients: one JSON object a message. They know a copy by partition and `event_offset` alone."""
+    fields = [field for field in message_schema(message)["fields"] if field["name"] not in JSON_LEFT_OUT]
+    names = [field["name"] for field in fields]
+    plain = [_json_column(columns[field["name"]], field["type"]) for field in fields]
+    encode = msgspec.json.Encoder().encode
+    return [encode(dict(zip(names, values, strict=True))) for values in zip(*plain, strict=True)]
+
+
+def _json_column(column: Column, kind: Any) -> Sequence[Any]:
+    if isinstance(column, np.ndarray):
+        return np.round(column.astype(np.float64), 6).tolist() if column.dtype.kind == "f" else column.tolist()
+    values = column.tolist() if isinstance(column, Varlen) else column
+    if isinstance(kind, dict) and kind["type"] == "array":
+        return [unpack_strings(value) if isinstance(value, bytes) else value for value in values]
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+
+def schema_id_of(value: bytes) -> int:
+    """The schema id in a framed value."""
+    return int(struct.unpack(">I", value[1:FRAME_BYTES])[0])

@@ -1,0 +1,339 @@
+"""
+The loop: one partition, one micro-batch at a time. Send, wait for the acks, then commit.
+
+The laws that it keeps, and why they are enough:
+
+1. State is a function of (log, offset). The ledger, written together with the rows, says up to which offset they are folded; so
+   whoever goes on from a ledger makes the same rows and the same messages as anyone else who did, or will, from there.
+2. Messages are acked before the ledger moves. A crash in between repeats a batch: its messages are sent again, equal, with the
+   same coordinates, and consumers drop them by lane. A crash before leaves nothing that is not made again.
+3. The ledger is compared and set. A process that was paused, and came back after another had taken over, cannot write; what it
+   still sends are copies of what the other has sent or will send.
+4. After any error nothing in memory is trusted: core, producer and position are dropped, and the partition is acquired again.
+5. A message is applied when its coordinate is above the last one of its lane, and `seen` moves with the ledger; copies, whoever
+   made them, are dropped.
+
+An operator without state has no ledger. It passes coordinates on, and its group's offset, committed after the acks, is enough:
+what it repeats is dropped downstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from driftline.clock import Clock
+from driftline.errors import Fatal, Recoverable
+from driftline.logs import log
+from driftline.metrics import metric
+from driftline.stream.batch import Batch, Core, Effects, Refused
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.kafka import Cluster, Sink, Source
+from driftline.stream.ledger import Entry, Ledger
+from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
+
+ROWS_MAX = 1_000
+BYTES_MAX = 512 << 10
+TRIES_BEFORE_CAUTION = 2
+IDLE_CHECK_S = 1.0
+MARK_EVERY_S = 1.0
+BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What one operator is made of; the worker makes a fresh set for each partition, and again after each failure."""
+
+    service: str
+    pipeline: str
+    topic: str
+    group: str
+    digest: str
+    row_format: int
+    cluster: Cluster
+    core: Callable[[int], Core]
+    source: Callable[[int], Source]
+    sink: Callable[[int], Sink]
+    ledger: Callable[[int], Ledger] | None
+    decoder: Decoder
+    dead_letters: DeadLetters
+    before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
+    records_max: int = 4_000
+
+
+class Worker:
+    """Runs an operator over one partition, until stopped."""
+
+    def __init__(self, operator: Operator, partition: int, clock: Clock) -> None:
+        self._operator = operator
+        self._partition = partition
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._labels = {"pipeline": operator.pipeline, "service": operator.service, "topic": operator.topic}
+        self._moved_at = clock.monotonic_s()
+        self._position = 0
+        self._end: int | None = None
+        self.ready = False
+        self.refused = ""  # why this partition must not go on
+
+    async def run(self) -> None:
+        """
+        Go on until `stop`. A Recoverable fault makes it acquire again, after a pause; a Fatal one ends this partition alone.
+        """
+        failures = 0
+        while not self._stopping.is_set():
+            before = self._position
+            session = _Session(self._operator, self._partition, self._clock)
+            try:
+                await session.acquire()
+                self.ready = True
+                await self._go_on(session)
+            except Recoverable as fault:
+                failures = 0 if self._position > before else failures + 1
+                log.warning("acquiring again", **self._labels, partition=self._partition, because=str(fault))
+                await session.forgive()
+                await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            except Fatal as fault:
+                self.refused = str(fault)
+                log.error("partition refused", **self._labels, partition=self._partition, because=self.refused)
+                return
+            finally:
+                self.ready = False
+                await session.close()
+
+    async def _go_on(self, session: _Session) -> None:
+        while not self._stopping.is_set():
+            moved = await session.round()
+            self._position, self._end = session.position, session.end
+            if moved or not self.behind:
+                self._moved_at = self._clock.monotonic_s()
+            self._observe()
+        await session.mark()
+
+    def _observe(self) -> None:
+        labels = {**self._labels, "partition": str(self._partition)}
+        metric("driftline_lag_messages").labels(**labels).set(max(0, (self._end or 0) - self._position))
+        metric("driftline_progress_timestamp_seconds").labels(**labels).set(self._clock.now_ms() / 1000)
+
+    @property
+    def behind(self) -> bool:
+        """True when the log holds what was not applied yet."""
+        return self._end is not None and self._position < self._end
+
+    def stalled_s(self) -> float:
+        """For how long this partition has been behind without moving: alive but not moving is a failure."""
+        return self._clock.monotonic_s() - self._moved_at if self.behind or not self.ready else 0.0
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    def stop(self) -> None:
+        """Finish the batch in hand, then leave."""
+        self._stopping.set()
+
+
+class _Session:
+    """One partition from one acquisition to the next failure. All that must not survive a failure lives here."""
+
+    def __init__(self, operator: Operator, partition: int, clock: Clock) -> None:
+        self._operator = operator
+        self._partition = partition
+        self._clock = clock
+        self._core = operator.core(partition)
+        self._source = operator.source(partition)
+        self._sink = operator.sink(partition)
+        self._ledger = operator.ledger(partition) if operator.ledger else None
+        self._seen: Mapping[Lane, Coordinate] = {}
+        self._records_max = operator.records_max
+        self._tries = 0
+        self._idle_since = self._marked_at = clock.monotonic_s()
+        self._marked = -1
+        self.position = 0
+        self._count = {
+            outcome: metric("driftline_messages_total").labels(
+                pipeline=operator.pipeline, service=operator.service, topic=operator.topic, outcome=outcome
+            )
+            for outcome in ("applied", "duplicate", "late", "dead_lettered", "tick", "broadcast")
+        }
+        self._read = metric("driftline_messages_read_total").labels(
+            pipeline=operator.pipeline, service=operator.service, topic=operator.topic
+        )
+
+    @property
+    def end(self) -> int | None:
+        """The log's end as last heard."""
+        return self._source.end()
+
+    async def acquire(self) -> None:
+        """Find out where to go on, and refuse if this log, this state or this definition is another than was left here."""
+        await asyncio.gather(self._source.start(), self._sink.start())
+        start, end = await self._source.bounds()
+        committed = await self._source.committed()
+        if self._ledger is None:
+            self.position = start if committed is None else committed
+        else:
+            entry = await self._ledger.open()
+            if entry is None and committed is not None:
+                raise Fatal(self._worded("the store has no ledger, but the group has a committed offset: the state was lost"))
+            if entry is not None:
+                await self._verify(entry, start, end)
+                self._seen = entry.seen
+            self.position = start if entry is None else entry.next
+            await self._take_care(self._ledger)
+        if not start <= self.position <= end:
+            raise Fatal(self._worded(f"offset {self.position} is outside the log, which holds {start} to {end}"))
+        self._source.seek(self.position)
+
+    async def _verify(self, entry: Entry, start: int, end: int) -> None:
+        mine = self._entry(entry.next, entry.seen, entry.anchor)
+        for name, what in (
+            ("cluster", "the Kafka cluster"),
+            ("partitions", "the number of partitions"),
+            ("digest", "the definition"),
+            ("row_format", "the row format"),
+        ):
+            if getattr(entry, name) != getattr(mine, name):
+                raise Fatal(self._worded(f"{what} is {getattr(mine, name)}, but the state was made with {getattr(entry, name)}"))
+        if entry.anchor is None or not start <= entry.anchor[0] < end:
+            if entry.next > end:
+                raise Fatal(
+                    self._worded(f"the ledger stands at {entry.next}, beyond the log's end {end}: the log was truncated or made anew")
+                )
+            return
+        self._source.seek(entry.anchor[0])
+        polled = await self._source.poll(1, 10_000)
+        if polled is None:
+            raise Recoverable("the last applied record could not be read")
+        if (polled.offsets[0], polled.timestamps[0], crc(polled.values[0])) != entry.anchor:
+            raise Fatal(self._worded(f"the record at {entry.anchor[0]} is not the one that was applied: this is another log"))
+
+    def _worded(self, fault: str) -> str:
+        where = f"{self._operator.topic}[{self._partition}]"
+        return f"{where}: {fault}. Rebuild it from the log: driftline rebuild {self._operator.pipeline} --partition {self._partition}"
+
+    async def _take_care(self, ledger: Ledger) -> None:
+        """After two tries without progress halve the batches, so that a record that kills the process is alone at last."""
+        self._tries = await ledger.count_try()
+        halvings = max(0, self._tries - TRIES_BEFORE_CAUTION)
+        self._records_max = max(1, self._operator.records_max >> min(halvings, 60))
+
+    async def forgive(self) -> None:
+        """A fault that the process lived to see is no crash: do not hold it against the next record."""
+        if self._ledger is not None and self._tries:
+            with contextlib.suppress(Recoverable):
+                await self._ledger.clear_tries()
+
+    def _is_poison(self) -> bool:
+        """A single record that stopped the process before, and did so alone."""
+        return self._tries > TRIES_BEFORE_CAUTION + 1 + math.log2(self._operator.records_max)
+
+    async def round(self) -> bool:
+        """Poll and apply once. True when something was applied."""
+        polled = await self._source.poll(self._records_max, 200)
+        if polled is None:
+            await self._idle()
+            return False
+        self._idle_since = self._clock.monotonic_s()
+        if self._is_poison():
+            await self._give_up(polled)
+            return True
+        batch, refused = self._operator.decoder.decode(self._partition, polled)
+        if self._operator.before is not None:
+            await self._operator.before(batch)
+        while True:
+            part = self._cut(batch)
+            mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
+            await self._apply(part, mine, polled)
+            if part.next_offset == batch.next_offset:
+                return True
+            batch = batch.tail(part.next_offset)
+
+    def _cut(self, batch: Batch) -> Batch:
+        """As much of `batch` as one commit may carry."""
+        if self._ledger is None:
+            return batch
+        while len(batch) > 1 and self._core.touches(batch) > ROWS_MAX:
+            batch = batch.head(len(batch) // 2)
+        return batch
+
+    async def _apply(self, batch: Batch, undecoded: Sequence[Refused], polled: Polled) -> None:
+        fresh, seen = drop_seen(batch, self._seen) if self._ledger is not None else (batch, self._seen)
+        await self._load(fresh)
+        effects = self._core.step(fresh) if len(fresh) else Effects()
+        refused = [*undecoded, *effects.refused]
+        letters = self._operator.dead_letters.of(self._operator.topic, self._partition, polled, refused)
+        now_ms = self._clock.now_ms()
+        await self._sink.send([*effects.messages, *letters], self._partition, now_ms)
+        if self._ledger is not None:
+            entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
+            await self._ledger.commit(entry, effects.state)
+            metric("driftline_ledger_commits_total").labels(
+                pipeline=self._operator.pipeline, service=self._operator.service, result="applied"
+            ).inc()
+        self._seen = seen
+        self.position = batch.next_offset
+        await self._progress()
+        self._read.inc(sum(batch.first_offset <= offset < batch.next_offset for offset in polled.offsets))
+        self._tally(effects, len(batch) - len(fresh), len(refused))
+
+    async def _load(self, batch: Batch) -> None:
+        """Give the core the rows that it lacks, each read together with the ledger; a core may ask again for what a row names."""
+        while keys := self._core.needs(batch) if len(batch) else ():
+            if self._ledger is None:
+                raise Fatal(f"{self._operator.service} asks for state but keeps no ledger")
+            for at in range(0, len(keys), ROWS_MAX):
+                some = keys[at : at + ROWS_MAX]
+                self._core.load(dict(zip(some, await self._ledger.rows(some), strict=True)))
+
+    async def _give_up(self, polled: Polled) -> None:
+        """The first record has crashed the process time and again: set it aside, raw."""
+        offset = polled.offsets[0]
+        batch = Batch(self._partition, offset, offset + 1, {})
+        await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
+
+    async def _progress(self) -> None:
+        if self._ledger is not None and self._tries:
+            await self._ledger.clear_tries()
+            self._tries = 0
+        if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
+            await self.mark()
+
+    async def _idle(self) -> None:
+        """Nothing came: see whether the ledger is still ours, and tell the group where we are."""
+        now = self._clock.monotonic_s()
+        if now - self._idle_since < IDLE_CHECK_S:
+            return
+        self._idle_since = now
+        if self._ledger is not None:
+            await self._ledger.check()
+        await self.mark()
+
+    async def mark(self) -> None:
+        """Commit the group's offset: where there is a ledger, for lag tools only."""
+        if self.position != self._marked:
+            await self._source.mark(self.position)
+            self._marked, self._marked_at = self.position, self._clock.monotonic_s()
+
+    def _entry(self, next_offset: int, seen: Mapping[Lane, Coordinate], anchor: tuple[int, int, int] | None) -> Entry:
+        operator = self._operator
+        return Entry(
+            next_offset, dict(seen), anchor, operator.cluster.id, dict(operator.cluster.partitions), operator.digest, operator.row_format
+        )
+
+    def _tally(self, effects: Effects, copies: int, refused: int) -> None:
+        for outcome, n in effects.counts.items():
+            self._count[outcome].inc(n)
+        self._count["duplicate"].inc(copies)
+        self._count["dead_lettered"].inc(refused)
+
+    async def close(self) -> None:
+        """Let go of everything; what was not acked is forgotten."""
+        for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
+            try:
+                await asyncio.wait_for(part, 5)
+            except Exception as error:  # whatever is wrong with a client that is thrown away anyway
+                log.warning("closing", service=self._operator.service, partition=self._partition, because=repr(error))

@@ -1,0 +1,72 @@
+"""
+The drift process: three operators. Two make summaries of the journal and of the examples, partition by partition; the third
+merges them into one report a window, and sends the automatic retrain commands.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from driftline.contracts.registry import Registry
+from driftline.pipeline import load_pipeline
+
+from driftline.clock import Clock
+from driftline.contracts.messages import Source, Writer
+from driftline.contracts.topics import Topics
+from driftline.judge.drift import Reference
+from driftline.models.bundle import BundleStore, load_public_key
+from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
+from driftline.stream.process import Process
+
+from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
+
+
+class Settings(WorkerSettings, frozen=True, kw_only=True):
+    """Read once from DRIFTLINE_<NAME>; a field without a default must be set."""
+
+    model_public_key: str
+    model_store: str = "/var/lib/driftline/models"
+
+
+def build(settings: Settings, clock: Clock) -> Process:
+    """Everything that the process touches. Nothing connects before it runs."""
+    pipeline = load_pipeline(settings.pipeline)
+    topics = Topics.of(pipeline)
+    registry = Registry(settings.registry)
+    bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)))
+
+    @cache
+    def reference(digest: str) -> Reference:  # by content, so the cores stay functions of their log
+        manifest = bundles.get(digest).manifest
+        return Reference.of(manifest.reference, manifest.dispersion)
+
+    answers = Wiring(
+        service="drift-journal",
+        reads=topics.journal,
+        writes=[topics.summaries],
+        writer=Writer.DRIFT_JOURNAL,
+        source=Source.JOURNAL,
+        core=lambda partition, _: AnswersDrift(pipeline, partition, reference),
+        row_format=ROW_FORMAT,
+    )
+    examples = Wiring(
+        service="drift-examples",
+        reads=topics.examples,
+        writes=[topics.summaries],
+        writer=Writer.DRIFT_EXAMPLES,
+        source=Source.EXAMPLES,
+        core=lambda partition, _: ExamplesDrift(pipeline, partition),
+        row_format=ROW_FORMAT,
+    )
+    merge = Wiring(
+        service="drift",
+        reads=topics.summaries,
+        writes=[topics.control, topics.retrain],
+        writer=Writer.DRIFT,
+        source=Source.SUMMARIES,
+        core=lambda _, partitions: Merge(pipeline, partitions, reference),
+        row_format=ROW_FORMAT,
+    )
+    parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in (answers, examples, merge)]
+    return Process("drift", parts, ops(settings, "drift"))

@@ -1,0 +1,73 @@
+"""
+The inference process: rows in, predictions and answers out. It follows the deployments, and has each model warm before a row
+that names it is scored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from driftline.contracts.registry import Registry
+from driftline.pipeline import load_pipeline
+
+from driftline.clock import Clock
+from driftline.contracts.messages import Deployment, Source, Writer, facts
+from driftline.contracts.topics import Topics
+from driftline.errors import Invalid
+from driftline.logs import log
+from driftline.models.bundle import BundleStore, Model, load_public_key
+from driftline.stream.batch import Batch
+from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings, ops
+from driftline.stream.process import Process
+
+from .core import Inference
+
+DEPLOYMENT_TIMEOUT_S = 60.0
+
+
+class Settings(WorkerSettings, frozen=True, kw_only=True):
+    """Read once from DRIFTLINE_<NAME>; a field without a default must be set."""
+
+    model_public_key: str
+    model_store: str = "/var/lib/driftline/models"
+
+
+def build(settings: Settings, clock: Clock) -> Process:
+    """Everything that the process touches. Nothing connects before it runs."""
+    pipeline = load_pipeline(settings.pipeline)
+    topics = Topics.of(pipeline)
+    registry = Registry(settings.registry)
+    bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)))
+    inference = Inference(pipeline)
+
+    def add(batch: Batch) -> None:
+        for deployment in facts(batch.tables["deployment"]):
+            inference.add(deployment, warmed(deployment))
+
+    def warmed(deployment: Deployment) -> dict[str, Model]:
+        """Each model of `deployment` that may be loaded; rows for one that may not get the fallback score, flagged."""
+        models = {}
+        for digest in deployment.digests:
+            try:
+                models[digest] = bundles.model(digest)
+            except Invalid as error:
+                log.error("model refused", digest=digest, because=str(error))
+        return models
+
+    deployments = Follower(settings.kafka, topics.deployments, registry, add)
+
+    async def known(batch: Batch) -> None:
+        missing = inference.missing(batch)
+        if missing:
+            await deployments.wait(lambda: not inference.missing(batch), DEPLOYMENT_TIMEOUT_S, f"deployment {sorted(missing)}")
+
+    wiring = Wiring(
+        service="inference",
+        reads=topics.features,
+        writes=[topics.predictions, topics.journal],
+        writer=Writer.INFERENCE,
+        source=Source.FEATURES,
+        core=lambda _partition, _count: inference,
+        before=known,
+    )
+    return Process("inference", [deployments, Operators(wiring, settings, pipeline, registry, clock)], ops(settings, "inference"))

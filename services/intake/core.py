@@ -1,0 +1,223 @@
+"""
+Merge the upstream topics onto the pipeline's one log, by visible time, with ticks in between.
+
+What each source partition sent stays in its order, for consumers tell a copy by the offset: a record that comes out of order in
+its own partition waits for nobody and holds nobody back; it goes as if it were as new as the newest before it. Ties go by
+declared stream, partition, offset. A tick goes before everything at or after its time. (KIP-353 describes the rule by which
+sources with a backlog are waited for.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from driftline.features.murmur2 import partitions_of
+from driftline.pipeline import Pipeline
+
+from driftline.contracts.messages import Source
+from driftline.stream.batch import Ints, Messages, Varlen
+
+from .parse import Arrived, join
+
+UPSTREAM = 16  # the first source number of upstream streams
+FOREVER = 2**62
+Origin = tuple[int, int]  # number of the stream, partition of its topic
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """
+    A stretch of the merged log: messages for every partition, and where the pipeline stands when they are acked.
+
+    `taken` counts the records by origin, `late` those that came after a tick that should have followed them.
+    """
+
+    messages: Sequence[Messages]
+    taken: Mapping[Origin, int]
+    ticks: int
+    late: int
+
+    def __len__(self) -> int:
+        return sum(self.taken.values()) + self.ticks
+
+
+class _Queue:
+    """What one source partition sent and the log has not yet, each record with the time that it is merged by."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest = newest  # the running maximum of visible time: where this source stands
+        self.sent = newest  # the same for what is on the log
+        self._parts: list[tuple[Arrived, Ints]] = []
+
+    def add(self, arrived: Arrived) -> None:
+        if len(arrived):
+            sort_times = np.maximum.accumulate(np.maximum(arrived.visible, self.newest))
+            self.newest = int(sort_times[-1])
+            self._parts.append((arrived, sort_times))
+
+    def __len__(self) -> int:
+        return sum(len(arrived) for arrived, _ in self._parts)
+
+    def before(self, bound: int) -> tuple[Arrived, Ints] | None:
+        """All that is merged before `bound`, still waiting."""
+        cuts = [(arrived, times, int(np.searchsorted(times, bound))) for arrived, times in self._parts]
+        parts = [(arrived.take(slice(0, n)), times[:n]) for arrived, times, n in cuts if n]
+        return (join([arrived for arrived, _ in parts]), np.concatenate([times for _, times in parts])) if parts else None
+
+    def drop(self, n: int) -> None:
+        """The first `n` are on the log."""
+        while n:
+            arrived, times = self._parts.pop(0)
+            gone = min(n, len(arrived))
+            self.sent = int(times[gone - 1])
+            if gone < len(arrived):
+                self._parts.insert(0, (arrived.take(slice(gone, None)), times[gone:]))
+            n -= gone
+
+    def first_offset(self) -> int | None:
+        """Offset of the first record that waits."""
+        return int(self._parts[0][0].offsets[0]) if self._parts else None
+
+
+class Intake:
+    """
+    The merge. Give it what arrived (`add`), then take stretches of the log (`emit`); owns nothing that a restart must find again
+    but `tick`, the last tick sent, and `newest`, the running maximum of each source: both travel in the committed offsets.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, partitions: int, origins: Sequence[Origin], tick: int | None, newest: Mapping[Origin, int]
+    ) -> None:
+        self._streams = pipeline.streams
+        self._tick_ms = pipeline.tick_ms
+        self._partitions = partitions
+        self._queues = {origin: _Queue(newest.get(origin, 0)) for origin in origins}
+        self.tick = tick
+
+    def add(self, origin: Origin, arrived: Arrived) -> None:
+        """Take what one source partition sent, in its order."""
+        self._queues[origin].add(arrived)
+
+    def waiting(self, origin: Origin) -> int:
+        """How many records of that source are not on the log yet."""
+        return len(self._queues[origin])
+
+    def standing(self, origin: Origin, read_to: int) -> tuple[int, int]:
+        """What a restart must know of a source: the offset up to which all is on the log, and the newest time up to there."""
+        queue = self._queues[origin]
+        first = queue.first_offset()
+        return (read_to, queue.newest) if first is None else (first, queue.sent)
+
+    def bound(self, complete: Callable[[Origin], bool], until: int) -> int:
+        """Up to when, exclusive, the log can go: as far as every source that is not complete has been read."""
+        return min([until, *(queue.newest for origin, queue in self._queues.items() if not complete(origin))])
+
+    def emit(self, bound: int, ticks_to: int | None, deployment: int, limit: int) -> Emitted:
+        """
+        The next stretch: at most `limit` records merged before `bound`, and the ticks that belong between them; behind the last of
+        them ticks up to `ticks_to`, unless it is None (sources are still being read) or more records wait before `bound`.
+        """
+        found = [(origin, part) for origin, queue in self._queues.items() if (part := queue.before(bound)) is not None]
+        merged = _Merged.of(found)
+        more = len(merged) > limit
+        following = int(merged.times[limit]) if more else ticks_to
+        merged = merged.head(limit)
+        ticks = self._ticks(merged, following)
+        late = self._late(merged, ticks)
+        messages = [one for to in range(self._partitions) for one in self._messages(merged, ticks, deployment, to)]
+        taken = merged.counts()
+        for origin, n in taken.items():
+            self._queues[origin].drop(n)
+        if len(ticks):
+            self.tick = int(ticks[-1])
+        return Emitted(messages, taken, len(ticks), late)
+
+    def _ticks(self, merged: _Merged, following: int | None) -> Ints:
+        """The numbers of the ticks to send now. The very first of a pipeline is the last one before its first record."""
+        reached = following if following is not None else int(merged.times[-1]) if len(merged) else None
+        if reached is None:
+            return np.zeros(0, np.int64)
+        first = int(merged.times[0]) if len(merged) else reached
+        start = self.tick + 1 if self.tick is not None else first // self._tick_ms
+        return np.arange(start, reached // self._tick_ms + 1, dtype=np.int64)
+
+    def _late(self, merged: _Merged, ticks: Ints) -> int:
+        """How many records follow a tick that they should have preceded."""
+        newest_tick = int(ticks[-1]) if len(ticks) else self.tick or 0
+        before = np.maximum(np.minimum(merged.times // self._tick_ms, newest_tick), self.tick or 0)
+        return int((merged.arrived.visible < before * self._tick_ms).sum())
+
+    def _messages(self, merged: _Merged, ticks: Ints, deployment: int, to: int) -> list[Messages]:
+        places = np.searchsorted(merged.times, ticks * self._tick_ms)
+        out = [_tick_messages(ticks, self._tick_ms, deployment, 2 * places, to)]
+        if len(merged):
+            homes = partitions_of(merged.arrived.keys, self._partitions)
+            everywhere = np.array([stream.broadcast for stream in self._streams], np.bool_)[merged.streams]
+            mine = np.flatnonzero((homes == to) | everywhere)
+            out.append(merged.messages(mine, homes[mine] == to, to))
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Merged:
+    """Records of all sources in the log's order."""
+
+    arrived: Arrived
+    times: Ints  # by which they are merged
+    streams: Ints
+    partitions: Ints
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[Origin, tuple[Arrived, Ints]]]) -> _Merged:
+        if not found:
+            none = np.zeros(0, np.int64)
+            return cls(Arrived(none, none, none, Varlen.of([]), Varlen.of([]), Varlen.of([])), none, none, none)
+        arrived = join([part for _, (part, _) in found])
+        times = np.concatenate([times for _, (_, times) in found])
+        streams = np.concatenate([np.full(len(times), origin[0], np.int64) for origin, (_, times) in found])
+        partitions = np.concatenate([np.full(len(times), origin[1], np.int64) for origin, (_, times) in found])
+        order = np.lexsort((arrived.offsets, partitions, streams, times))
+        return cls(arrived.take(order), times[order], streams[order], partitions[order])
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def head(self, n: int) -> _Merged:
+        return self if len(self) <= n else _Merged(self.arrived.take(slice(0, n)), self.times[:n], self.streams[:n], self.partitions[:n])
+
+    def counts(self) -> dict[Origin, int]:
+        origins, counts = np.unique(np.stack([self.streams, self.partitions]), axis=1, return_counts=True)
+        return {(int(stream), int(partition)): int(n) for (stream, partition), n in zip(origins.T, counts, strict=True)}
+
+    def messages(self, index: Ints, home: np.ndarray, to: int) -> Messages:
+        records = self.arrived.take(index)
+        columns = {
+            "source": UPSTREAM + self.streams[index],
+            "partition": self.partitions[index],
+            "offset": records.offsets,
+            "index": np.zeros(len(index), np.int64),
+            "event_offset": np.full(len(index), -1, np.int64),
+            "id": records.ids,
+            "key": records.keys,
+            "time": records.times,
+            "visible": records.visible,
+            "home": home,
+            "body": records.bodies,
+        }
+        return Messages("events", "event", records.keys, columns, 2 * index + 1, to)
+
+
+def _tick_messages(ticks: Ints, tick_ms: int, deployment: int, order: Ints, to: int) -> Messages:
+    n = len(ticks)
+    columns = {
+        "source": np.full(n, Source.TICK, np.int64),
+        "partition": np.zeros(n, np.int64),
+        "offset": ticks,
+        "index": np.zeros(n, np.int64),
+        "event_offset": np.full(n, -1, np.int64),
+        "time": ticks * tick_ms,
+        "deployment": np.full(n, deployment, np.int64),
+    }
+    return Messages("events", "tick", None, columns, order.astype(np.int64), to)

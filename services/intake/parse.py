@@ -1,0 +1,281 @@
+"""
+Upstream records to columns: contract checked, personal fields tokenised, id, key and times found. Bad ones come back with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import fastavro
+import msgspec
+import numpy as np
+from driftline.contracts.avro import Codec, explain
+from driftline.pipeline import Stream
+
+from driftline.errors import Fatal, Invalid
+from driftline.stream.batch import Column, Ints, Refused, Varlen, take
+from driftline.stream.records import FRAME_BYTES, Polled, SchemaRegistry, schema_id_of
+
+VALUE_BYTES_MAX = 512 << 10
+FUTURE_MS_MAX = 5 * 60_000
+TIME_MS_MIN, TIME_MS_MAX = 0, 4_102_444_800_000  # 1970 to 2100
+TOKEN_BYTES = 16
+
+JSON_TYPES: dict[str, Any] = {
+    "string": str,
+    "boolean": bool,
+    "int": Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)],
+    "long": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
+    "float": float,
+    "double": float,
+    "timestamp-millis": Annotated[datetime, msgspec.Meta(tz=True)] | int,
+}
+WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+    "object": "an object",
+    "array": "a list",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived:
+    """n good records of one upstream partition, in its order. Times are milliseconds UTC; `bodies` is Avro by the stream's schema."""
+
+    offsets: Ints
+    times: Ints
+    visible: Ints
+    ids: Varlen
+    keys: Varlen
+    bodies: Varlen
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def take(self, index: Any) -> Arrived:
+        """The records at `index` (positions, mask or slice)."""
+        return Arrived(
+            self.offsets[index],
+            self.times[index],
+            self.visible[index],
+            self.ids.take(index),
+            self.keys.take(index),
+            self.bodies.take(index),
+        )
+
+
+class Parser:
+    """Parses one upstream topic, JSON and Confluent-framed Avro alike, record by record told apart by the frame."""
+
+    def __init__(self, stream: Stream, registry: SchemaRegistry, pii_key: bytes) -> None:
+        if stream.pii and not pii_key:
+            raise Fatal(f"DRIFTLINE_PII_KEY is not set, and {stream.topic} has personal fields: {', '.join(stream.pii)}")
+        self._stream = stream
+        self._registry = registry
+        self._pii_key = pii_key
+        self._body = Codec(stream.schema)
+        self._fields = {field["name"]: _kind(field["type"]) for field in stream.schema["fields"]}
+        self._json = msgspec.json.Decoder(_struct(stream))
+        self._writers: dict[int, Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str] = {}
+
+    def parse(self, polled: Polled, clock_ms: int) -> tuple[Arrived, list[Refused]]:
+        """Everything good in `polled`, in order, and everything else with its reason. `clock_ms` is the pipeline's clock."""
+        refused: list[Refused] = []
+        by_format: dict[int, list[int]] = {}
+        for at, value in enumerate(polled.values):
+            if not value:
+                refused.append(Refused(polled.offsets[at], "undecodable", "the record has no value"))
+            elif len(value) > VALUE_BYTES_MAX:
+                refused.append(Refused(polled.offsets[at], "too_large", f"{len(value)} bytes; at most {VALUE_BYTES_MAX} are taken"))
+            else:
+                framed = value[0] == 0 and len(value) >= FRAME_BYTES
+                by_format.setdefault(schema_id_of(value) if framed else -1, []).append(at)
+        parts = []
+        for schema_id, places in by_format.items():
+            columns, kept, bad = self._avro(polled, places, schema_id) if schema_id >= 0 else self._from_json(polled, places)
+            refused += bad
+            if kept:
+                offsets = np.array([polled.offsets[at] for at in kept], np.int64)
+                arrived, bad = self._checked(offsets, columns, clock_ms)
+                refused += bad
+                parts.append(arrived)
+        return _in_order(parts), refused
+
+    def _from_json(self, polled: Polled, places: Sequence[int]) -> tuple[dict[str, Column], list[int], list[Refused]]:
+        good, kept, refused = [], [], []
+        for at in places:
+            try:
+                good.append(self._json.decode(polled.values[at] or b""))
+                kept.append(at)
+            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+                refused.append(self._json_refusal(polled.offsets[at], error))
+            except (UnicodeDecodeError, RecursionError):
+                refused.append(Refused(polled.offsets[at], "undecodable", "the value is not valid JSON"))
+        values = zip(*map(msgspec.structs.astuple, good), strict=True)
+        return {name: _column(kind, column) for (name, kind), column in zip(self._fields.items(), values, strict=False)}, kept, refused
+
+    def _json_refusal(self, offset: int, error: Exception) -> Refused:
+        if not isinstance(error, msgspec.ValidationError):
+            return Refused(offset, "undecodable", "the value is not valid JSON")
+        words = str(error)
+        missing = re.search(r"missing required field `(.+?)`", words)
+        if missing:
+            reason = "missing_id" if missing[1] == self._stream.id else "contract"
+            return Refused(offset, reason, f'"{missing[1]}" is missing; {self._stream.schema["name"]} asks for it')
+        field = re.search(r"at `\$\.(.+?)`", words)
+        got = re.search(r"got `(.+?)`", words)
+        if field and got:
+            told = WORDS.get(got[1], got[1])
+            return Refused(offset, "contract", f'"{field[1]}" is {told}; {self._stream.schema["name"]} says {self._fields.get(field[1])}')
+        return Refused(offset, "contract", words if field else "the value is not an object of the stream's fields")
+
+    def _avro(self, polled: Polled, places: Sequence[int], schema_id: int) -> tuple[dict[str, Column], list[int], list[Refused]]:
+        if schema_id not in self._writers:
+            self._writers[schema_id] = self._reader_of(schema_id)
+        reader = self._writers[schema_id]
+        if isinstance(reader, str):
+            return {}, [], [Refused(polled.offsets[at], "schema", reader) for at in places]
+        bodies = [(polled.values[at] or b"")[FRAME_BYTES:] for at in places]
+        columns, bad = reader(Varlen.of(bodies), bodies)
+        schema = self._registry.schema(schema_id)
+        refused = [
+            Refused(polled.offsets[at], "undecodable", explain(schema, body))
+            for at, body, wrong in zip(places, bodies, bad, strict=True)
+            if wrong
+        ]
+        good = np.flatnonzero(~bad)
+        return {name: take(columns[name], good) for name in self._fields}, [places[i] for i in good.tolist()], refused
+
+    def _reader_of(self, schema_id: int) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str:
+        """How to read records that were written by that schema; or why they cannot be."""
+        try:
+            writer = self._registry.schema(schema_id)
+        except Invalid:
+            return f"schema id {schema_id} is not known to the registry"
+        if writer.get("type") != "record":
+            return f"schema id {schema_id} is no record"
+        codec = Codec(writer)
+        kinds = {field["name"]: _kind(field["type"]) for field in writer["fields"]}
+        if codec.flat and all(kinds.get(name) == kind for name, kind in self._fields.items()):
+            return lambda data, _: codec.decode(data)
+        return self._resolving(writer)
+
+    def _resolving(self, writer: dict[str, Any]) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]]:
+        """Another version of the schema: resolved record by record, as Avro's rules say."""
+        written, wanted = fastavro.parse_schema(writer), fastavro.parse_schema(self._stream.schema)
+
+        def read(_: Varlen, bodies: Sequence[bytes]) -> tuple[dict[str, Column], np.ndarray]:
+            records: list[dict[str, Any] | None] = []
+            for body in bodies:
+                try:
+                    records.append(fastavro.schemaless_reader(io.BytesIO(body), written, wanted))  # type: ignore[arg-type]
+                except Exception:  # whatever a decoder may raise at hostile bytes means one thing: undecodable
+                    records.append(None)
+            good = [record for record in records if record is not None]
+            bad = np.array([record is None for record in records], np.bool_)
+            spread = np.cumsum(~bad) - 1
+            columns = {
+                name: take(_column(kind, [record[name] for record in good]), np.maximum(spread, 0))
+                for name, kind in self._fields.items()
+                if good
+            }
+            return columns, bad
+
+        return read
+
+    def _checked(self, offsets: Ints, columns: dict[str, Column], clock_ms: int) -> tuple[Arrived, list[Refused]]:
+        stream = self._stream
+        for name in stream.pii:
+            columns[name] = self._tokens(columns[name])
+        ids, keys = _texts(columns[stream.id]), _texts(columns[stream.key])
+        times, visible = np.asarray(columns[stream.time], np.int64), np.asarray(columns[stream.visible], np.int64)
+        checks = [
+            (ids.ends <= ids.starts, "missing_id", f'"{stream.id}" is empty'),
+            (keys.ends <= keys.starts, "contract", f'"{stream.key}", the key, is empty'),
+            (_absurd(times) | _absurd(visible), "bad_time", f'"{stream.time}" or "{stream.visible}" is not between 1970 and 2100'),
+            (visible > clock_ms + FUTURE_MS_MAX, "future", f'"{stream.visible}" is more than five minutes ahead of the pipeline\'s clock'),
+        ]
+        good = np.ones(len(offsets), np.bool_)
+        refused = []
+        for bad, reason, detail in checks:
+            refused += [Refused(int(offset), reason, detail) for offset in offsets[bad & good]]
+            good &= ~bad
+        arrived = Arrived(offsets, times, visible, ids, keys, self._body.encode(columns))
+        return (arrived if good.all() else arrived.take(good)), refused
+
+    def _tokens(self, column: Column) -> Varlen:
+        """A keyed hash instead of each value: the same token for the same value, and no way back without the key."""
+        values = column.tolist() if isinstance(column, Varlen) else [str(value).encode() for value in column]
+        return Varlen.of(hmac.new(self._pii_key, value, hashlib.sha256).hexdigest()[: 2 * TOKEN_BYTES] for value in values)
+
+
+def _absurd(times: Ints) -> Any:
+    return (times < TIME_MS_MIN) | (times >= TIME_MS_MAX)
+
+
+def _texts(column: Column) -> Varlen:
+    """A text column as it is; numbers as text."""
+    return column if isinstance(column, Varlen) else Varlen.of(str(value) for value in np.asarray(column).tolist())
+
+
+def _kind(avro: Any) -> str:
+    """The name of a field's type: `string`, `double`, `timestamp-millis`, with a question mark where it may be null."""
+    if isinstance(avro, list):
+        return _kind(next(part for part in avro if part != "null")) + "?"
+    return str(avro.get("logicalType", avro["type"])) if isinstance(avro, dict) else str(avro)
+
+
+def _struct(stream: Stream) -> type[msgspec.Struct]:
+    """A type that msgspec checks JSON by; fields that it does not know are passed over, for upstream may add some."""
+    fields: list[Any] = []
+    for field in stream.schema["fields"]:
+        kind = _kind(field["type"])
+        wanted = JSON_TYPES[kind.rstrip("?")]
+        fields.append((field["name"], wanted | None, None) if kind.endswith("?") else (field["name"], wanted))
+    return msgspec.defstruct(str(stream.schema["name"]), fields, kw_only=True, frozen=True)
+
+
+def _column(kind: str, values: Sequence[Any]) -> Column:
+    """Python values of one field as a column; null is NaN in a number, and a start of -1 in a text."""
+    plain = kind.rstrip("?")
+    if plain == "string":
+        column = Varlen.of(value or "" for value in values)
+        missing = np.array([value is None for value in values], np.bool_)
+        return Varlen(column.data, np.where(missing, -1, column.starts), column.ends)
+    if plain == "timestamp-millis":
+        values = [round(value.timestamp() * 1000) if isinstance(value, datetime) else value for value in values]
+    if kind.endswith("?") or plain in ("float", "double"):
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    return np.array(values, np.bool_ if plain == "boolean" else np.int64)
+
+
+def _in_order(parts: Sequence[Arrived]) -> Arrived:
+    """Records of several formats, back in the order of their partition."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Arrived(none, none, none, Varlen.of([]), Varlen.of([]), Varlen.of([]))
+    return join(parts).take(np.argsort(np.concatenate([part.offsets for part in parts]), kind="stable"))
+
+
+def join(parts: Sequence[Arrived]) -> Arrived:
+    """Records of several arrivals as one, in the listed order."""
+    return Arrived(
+        np.concatenate([part.offsets for part in parts]),
+        np.concatenate([part.times for part in parts]),
+        np.concatenate([part.visible for part in parts]),
+        Varlen.concat([part.ids for part in parts]),
+        Varlen.concat([part.keys for part in parts]),
+        Varlen.concat([part.bodies for part in parts]),
+    )

@@ -1,0 +1,1 @@
+"""The labeler: what became of each answer."""

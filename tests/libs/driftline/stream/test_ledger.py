@@ -1,0 +1,161 @@
+"""One suite for both ledgers: in memory and on a real Redis-protocol server."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from driftline.errors import Fatal, Recoverable
+from driftline.stream.ledger import Entry, Fenced, Ledger, MemoryLedger, MemoryStore, RedisLedger, connect, refuse_unsafe_store
+
+Make = Callable[[], Ledger]
+
+
+def entry(next_offset: int) -> Entry:
+    return Entry(next_offset, {5: (7, 0)}, (next_offset - 1, 0, 1), "cluster", {"events": 2}, "digest", 1)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes ledgers of one and the same partition, as two processes would."""
+    group = f"test-{uuid.uuid4()}"
+    if request.param == "memory":
+        store = MemoryStore()
+        return lambda: MemoryLedger(store, group, 0)
+    url = request.getfixturevalue("redis_url")
+    return lambda: RedisLedger(connect(url), group, 0)
+
+
+async def test_a_commit_is_read_back_with_its_rows(make: Make):
+    """
+    Entry and rows appear together, for the next process too.
+    """
+    one = make()
+    assert await one.open() is None
+    await one.commit(entry(5), {b"a": b"1", b"b": b"2"})
+    other = make()
+    assert entry(5) == await other.open()
+    assert await other.rows([b"b", b"c", b"a"]) == [b"2", None, b"1"]
+
+
+async def test_none_deletes_a_row(make: Make):
+    """
+    A row that is no longer needed goes with the same write.
+    """
+    one = make()
+    await one.open()
+    await one.commit(entry(1), {b"a": b"1", b"b": b"2"})
+    await one.commit(entry(2), {b"a": None})
+    assert await one.rows([b"a", b"b"]) == [None, b"2"]
+
+
+async def test_whoever_was_overtaken_cannot_commit(make: Make):
+    """
+    A process that was believed dead is fenced, and changes nothing.
+    """
+    old, new = make(), make()
+    await old.open()
+    await old.commit(entry(1), {b"a": b"1"})
+    await new.open()
+    await new.commit(entry(2), {b"a": b"2"})
+    with pytest.raises(Fenced):
+        await old.commit(entry(9), {b"a": b"old"})
+    assert await new.rows([b"a"]) == [b"2"]
+
+
+async def test_rows_read_by_whoever_was_overtaken_are_refused(make: Make):
+    """
+    A row is never taken without the ledger that belongs to it.
+    """
+    old, new = make(), make()
+    await old.open()
+    await new.open()
+    await new.commit(entry(2), {b"a": b"2"})
+    with pytest.raises(Fenced):
+        await old.rows([b"a"])
+    with pytest.raises(Fenced):
+        await old.check()
+
+
+async def test_of_two_that_commit_from_one_entry_only_the_first_wins(make: Make):
+    """
+    Compare and set, also when there was no entry before.
+    """
+    ledgers = [make() for _ in range(4)]
+    for one in ledgers:
+        await one.open()
+    results = await asyncio.gather(*(one.commit(entry(n + 1), {b"a": bytes([n])}) for n, one in enumerate(ledgers)), return_exceptions=True)
+    assert results.count(None) == 1
+    assert sum(isinstance(result, Recoverable) for result in results) == 3
+
+
+async def test_tries_are_counted_until_they_are_cleared(make: Make):
+    """
+    The count outlives the process that made it.
+    """
+    assert [await make().count_try(), await make().count_try()] == [1, 2]
+    await make().clear_tries()
+    assert await make().count_try() == 1
+
+
+async def test_a_commit_between_compare_and_write_is_noticed(redis_url: str):
+    """
+    A nil EXEC is no success: the ledger moved after it was compared.
+    """
+    group = f"test-{uuid.uuid4()}"
+    slow, quick = RedisLedger(connect(redis_url), group, 0), RedisLedger(connect(redis_url), group, 0)
+    await slow.open()
+    await quick.open()
+    client = slow._client
+    plain = client.pipeline
+
+    class Overtaken:
+        """The pipeline of `slow`, with a commit by `quick` just before EXEC."""
+
+        def __init__(self, pipe) -> None:
+            self._pipe = pipe
+
+        async def __aenter__(self):
+            await self._pipe.__aenter__()
+            return self
+
+        async def __aexit__(self, *error):
+            await self._pipe.__aexit__(*error)
+
+        async def execute(self):
+            await quick.commit(entry(1), {b"a": b"quick"})
+            return await self._pipe.execute()
+
+        def __getattr__(self, name):
+            return getattr(self._pipe, name)
+
+    client.pipeline = lambda **options: Overtaken(plain(**options))
+    with pytest.raises(Fenced):
+        await slow.commit(entry(2), {b"a": b"slow"})
+    assert await quick.rows([b"a"]) == [b"quick"]
+
+
+async def test_a_store_that_may_evict_is_refused(redis_url: str):
+    """
+    The setting is named; noeviction is accepted.
+    """
+    await refuse_unsafe_store(redis_url)
+    client = connect(redis_url)
+    try:
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(Fatal, match="noeviction"):
+            await refuse_unsafe_store(redis_url)
+    finally:
+        await client.config_set("maxmemory-policy", "noeviction")
+        await client.aclose()
+
+
+async def test_a_store_that_does_not_answer_is_recoverable():
+    """
+    Nobody listens there: try again later, and do not guess.
+    """
+    with pytest.raises(Recoverable):
+        await RedisLedger(connect("redis://127.0.0.1:1/0"), "group", 0).open()

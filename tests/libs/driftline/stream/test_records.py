@@ -1,0 +1,90 @@
+"""Copies are dropped by lane; batches are cut and joined without losing the log's order."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from driftline.stream.batch import Batch, Table, Varlen
+from driftline.stream.records import Polled, drop_seen, joined, lane_of
+
+Coordinates = list[tuple[int, int, int]]  # lane number, offset, index
+
+
+def batch(coordinates: Coordinates, first_offset: int = 0) -> Batch:
+    """Messages of two kinds, in turn, with these coordinates."""
+    n = len(coordinates)
+    lanes, offsets, indexes = (np.array([one[at] for one in coordinates], np.int64).reshape(n) for at in range(3))
+    columns = {"writer": np.ones(n, np.int64), "source": lanes, "partition": np.zeros(n, np.int64), "offset": offsets, "index": indexes}
+    whole = Table("event", np.arange(first_offset, first_offset + n), columns)
+    odd = np.arange(n) % 2 == 1
+    tables = {"event": whole.take(~odd), "tick": Table("tick", whole.take(odd).offsets, whole.take(odd).columns)}
+    return Batch(0, first_offset, first_offset + n, {name: table for name, table in tables.items() if len(table)})
+
+
+def taken(found: Batch) -> list[int]:
+    """The log offsets that are left."""
+    return sorted(offset for table in found.tables.values() for offset in table.offsets.tolist())
+
+
+def naive(coordinates: Coordinates) -> list[int]:
+    last: dict[int, tuple[int, int]] = {}
+    kept = []
+    for at, (lane, offset, index) in enumerate(coordinates):
+        if (offset, index) > last.get(lane, (-1, -1)):
+            last[lane] = (offset, index)
+            kept.append(at)
+    return kept
+
+
+coordinates = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(0, 2)), max_size=30)
+
+
+@settings(deadline=None)
+@given(coordinates, st.integers(0, 30))
+def test_a_message_is_taken_when_its_coordinate_is_above_the_last_of_its_lane(made: Coordinates, cut: int):
+    """
+    The same, wherever the log is cut into batches, and across kinds of message.
+    """
+    first, second = batch(made[:cut]), batch(made[cut:], first_offset=len(made[:cut]))
+    kept_first, seen = drop_seen(first, {})
+    kept_second, _ = drop_seen(second, seen)
+    assert naive(made) == taken(kept_first) + taken(kept_second)
+
+
+def test_the_index_counts_where_offsets_are_equal():
+    """
+    What one cause made is told apart by its index.
+    """
+    kept, seen = drop_seen(batch([(0, 5, 0), (0, 5, 1), (0, 5, 1), (0, 5, 0)]), {})
+    assert ([0, 1], {lane_of(1, 0, 0): (5, 1)}) == (taken(kept), seen)
+
+
+def test_the_head_and_the_tail_of_a_batch_are_the_batch():
+    """
+    Cut by number of messages, in the log's order.
+    """
+    whole = batch([(0, n, 0) for n in range(10)], first_offset=100)
+    head = whole.head(3)
+    assert (head.next_offset, taken(head)) == (103, [100, 101, 102])
+    assert list(range(103, 110)) == taken(whole.tail(head.next_offset))
+
+
+def test_consecutive_batches_join_to_one():
+    """
+    Columns of every kind, byte strings too.
+    """
+    one = Batch(0, 0, 2, {"event": Table("event", np.array([0, 1]), {"id": Varlen.of(["a", "b"]), "n": np.array([1, 2])})})
+    two = Batch(0, 2, 3, {"event": Table("event", np.array([2]), {"id": Varlen.of(["c"]), "n": np.array([3])})})
+    table = joined([one, two]).tables["event"]
+    assert (table.offsets.tolist(), table["id"].texts(), table["n"].tolist()) == ([0, 1, 2], ["a", "b", "c"], [1, 2, 3])
+
+
+def test_the_anchor_is_the_last_record_below_the_next_offset():
+    """
+    Offsets on a log may have gaps.
+    """
+    polled = Polled([3, 5, 9], [None] * 3, [b"a", b"b", b"c"], [30, 50, 90])
+    assert polled.anchor(9)[:2] == (5, 50)
+    assert polled.anchor(10)[:2] == (9, 90)

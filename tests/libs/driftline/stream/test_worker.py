@@ -1,0 +1,411 @@
+"""
+The loop on a real broker, with a toy operator that counts events by key: what comes out is checked against a plain program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from aiokafka import AIOKafkaProducer
+from driftline.contracts.registry import MemoryRegistry
+
+from driftline.clock import SystemClock
+from driftline.contracts.messages import Source as From
+from driftline.contracts.messages import Writer
+from driftline.contracts.topics import Topics
+from driftline.errors import Recoverable
+from driftline.stream.batch import Batch, Effects, Messages, Varlen
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
+from driftline.stream.ledger import DECODE, ENCODE, Entry, MemoryLedger, MemoryStore
+from driftline.stream.records import Decoder, Encoder
+from driftline.stream.worker import Operator, Worker
+
+NAMES = ["ewr", "jfk", "lga"]
+
+
+class Counting:
+    """Counts the events of each key, and tells the new count as the label of an outcome."""
+
+    def __init__(self) -> None:
+        self._counts: dict[bytes, int] = {}
+
+    def needs(self, batch: Batch) -> Sequence[bytes]:
+        keys = dict.fromkeys(batch.tables["event"]["key"].tolist())
+        return [key for key in keys if key not in self._counts]
+
+    def load(self, rows: Mapping[bytes, bytes | None]) -> None:
+        self._counts.update({key: int(row or b"0") for key, row in rows.items()})
+
+    def touches(self, batch: Batch) -> int:
+        return len(batch)
+
+    def step(self, batch: Batch) -> Effects:
+        events = batch.tables["event"]
+        labels = []
+        for key in events["key"].tolist():
+            self._counts[key] += 1
+            labels.append(self._counts[key])
+        n = len(events)
+        columns = {
+            "source": np.full(n, From.EVENTS, np.int64),
+            "offset": events.offsets,
+            "index": np.zeros(n, np.int64),
+            "event_offset": events.offsets,
+            "id": events["id"],
+            "key": events["key"],
+            "time": events["time"],
+            "visible": events["visible"],
+            "label": np.array(labels, np.int64),
+            "origin": Varlen.repeat("toy", n),
+        }
+        state = {key: str(self._counts[key]).encode() for key in dict.fromkeys(events["key"].tolist())}
+        return Effects(state, [Messages("journal", "outcome", events["key"], columns, events.offsets)], (), {"applied": n})
+
+
+@dataclass
+class Bench:
+    """A pipeline of its own on the shared broker, and what is needed to run the toy on it."""
+
+    kafka: str
+    name: str = field(default_factory=lambda: f"w{uuid.uuid4().hex[:8]}")
+    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    ledger_kind: type[MemoryLedger] = MemoryLedger
+    sink_kind: type[Sink] = Sink
+    letters_max: int = 100
+    digest: str = "v1"
+    records_max: int = 50
+
+    @property
+    def topics(self) -> Topics:
+        return Topics.of(SimpleNamespace(name=self.name, retention_ms=86_400_000))
+
+    async def publish(self, n: int, first: int = 0) -> None:
+        """Append `n` events, numbered from `first`, as intake would."""
+        publisher = Publisher(self.kafka, self.topics, self.registry, Writer.INTAKE, SystemClock())
+        await publisher.start()
+        numbers = np.arange(first, first + n, dtype=np.int64)
+        keys = Varlen.of(NAMES[number % 3] for number in numbers)
+        columns = {
+            "source": np.full(n, 16, np.int64),
+            "offset": numbers,
+            "index": np.zeros(n, np.int64),
+            "event_offset": np.full(n, -1, np.int64),
+            "id": Varlen.of(str(number) for number in numbers),
+            "key": keys,
+            "time": numbers,
+            "visible": numbers,
+            "home": np.ones(n, np.bool_),
+            "body": Varlen.repeat(b"", n),
+        }
+        await publisher.send(Messages("events", "event", keys, columns, numbers))
+        await publisher.stop()
+
+    async def worker(self) -> Worker:
+        topics = self.topics
+        written = {"journal": topics.journal, "dead-letters": topics.dead_letters}
+        encoder = Encoder(written, self.registry, Writer.FEATURE)
+        group = f"{self.name}-toy"
+        operator = Operator(
+            service="toy",
+            pipeline=self.name,
+            topic=topics.events.name,
+            group=group,
+            digest=self.digest,
+            row_format=1,
+            cluster=await describe(self.kafka, [topics.events.name, topics.journal.name]),
+            core=lambda _: Counting(),
+            source=lambda partition: Source(self.kafka, topics.events.name, partition, group=group),
+            sink=lambda partition: self.sink_kind(self.kafka, written, encoder, group),
+            ledger=lambda partition: self.ledger_kind(self.store, group, partition),
+            decoder=Decoder(topics.events, self.registry),
+            dead_letters=DeadLetters(self.name, "toy", From.EVENTS, self.letters_max),
+            records_max=self.records_max,
+        )
+        return Worker(operator, 0, SystemClock())
+
+    async def outcomes(self) -> tuple[list[tuple[str, int]], int]:
+        """(id, count) of every first copy on the journal, in order; and how many copies there were besides."""
+        reader = LogReader(self.kafka, self.topics.journal, self.registry)
+        await reader.start()
+        batches = await reader.read_to()
+        await reader.stop()
+        found = [(record["id"], record["label"]) for batch in batches.values() for record in batch.tables["outcome"].records()]
+        return found, reader.copies
+
+    async def run_until(self, count: int, worker: Worker | None = None, timeout_s: float = 30) -> Worker:
+        """Run a worker until `count` events are applied, then let it drain."""
+        worker = worker or await self.worker()
+        task = asyncio.create_task(worker.run())
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.standing() < count and not task.done() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        worker.stop()
+        await task
+        return worker
+
+    def standing(self) -> int:
+        """The offset that the ledger says is next."""
+        values = [value for key, value in self.store.values.items() if key.endswith(b":ledger")]
+        return entry(values[0]).next if values else 0
+
+
+def entry(value: bytes) -> Entry:
+    return DECODE(value)
+
+
+def expected(n: int) -> list[tuple[str, int]]:
+    counts: Counter[str] = Counter()
+    found = []
+    for number in range(n):
+        counts[NAMES[number % 3]] += 1
+        found.append((str(number), counts[NAMES[number % 3]]))
+    return found
+
+
+@pytest.fixture
+async def bench(kafka: str) -> Bench:
+    made = Bench(kafka)
+    await ensure_topics(kafka, made.topics, 1)
+    return made
+
+
+async def test_every_event_changes_the_state_once_and_in_order(bench: Bench):
+    """
+    Two runs, one after the other, go on where the first stopped.
+    """
+    await bench.publish(120)
+    await bench.run_until(120)
+    await bench.publish(30, first=120)
+    await bench.run_until(150)
+    assert (expected(150), 0) == await bench.outcomes()
+
+
+async def test_a_copy_on_the_log_has_no_effect(bench: Bench):
+    """
+    Whoever writes twice with one coordinate is heard once.
+    """
+    await bench.publish(30)
+    await bench.publish(40)
+    await bench.run_until(70)
+    assert (expected(40), 0) == await bench.outcomes()
+
+
+class DiesBeforeCommit(MemoryLedger):
+    """Every third commit fails after the messages were acked, before anything is written."""
+
+    attempts = 0
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        DiesBeforeCommit.attempts += 1
+        if DiesBeforeCommit.attempts % 3 == 2:
+            raise Recoverable("killed between ack and commit")
+        await super().commit(entry, rows)
+
+
+async def test_a_failure_between_ack_and_commit_repeats_messages_that_consumers_drop(bench: Bench):
+    """
+    The copies have the coordinates of the first ones, so that first copies are complete and in order.
+    """
+    bench.ledger_kind = DiesBeforeCommit
+    await bench.publish(200)
+    await bench.run_until(200)
+    found, copies = await bench.outcomes()
+    assert expected(200) == found
+    assert copies > 0
+
+
+class CommitsThenSaysNothing(MemoryLedger):
+    """Every third commit is written, and its answer lost."""
+
+    attempts = 0
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        await super().commit(entry, rows)
+        CommitsThenSaysNothing.attempts += 1
+        if CommitsThenSaysNothing.attempts % 3 == 1:
+            raise Recoverable("the reply was lost")
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_applied_again(bench: Bench):
+    """
+    The worker asks the ledger where it stands instead of trusting its memory.
+    """
+    bench.ledger_kind = CommitsThenSaysNothing
+    await bench.publish(200)
+    await bench.run_until(200)
+    assert (expected(200), 0) == await bench.outcomes()
+
+
+class LosesAcks(Sink):
+    """Every third send reports an error although the messages were written."""
+
+    attempts = 0
+
+    async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
+        sent = await super().send(messages, partition, now_ms)
+        LosesAcks.attempts += 1
+        if LosesAcks.attempts % 3 == 0:
+            raise Recoverable("the ack was lost")
+        return sent
+
+
+async def test_a_lost_ack_throws_the_producer_away_and_loses_nothing(bench: Bench):
+    """
+    After any send error the partition is acquired again.
+    """
+    bench.sink_kind = LosesAcks
+    await bench.publish(200)
+    await bench.run_until(200)
+    assert expected(200) == (await bench.outcomes())[0]
+
+
+async def test_a_store_that_comes_back_with_older_state_is_folded_up_to_date_again(bench: Bench):
+    """
+    State is a function of the log and an offset: going on from an older one ends at the same place.
+    """
+    await bench.publish(60)
+    await bench.run_until(60)
+    older = dict(bench.store.values)
+    await bench.publish(60, first=60)
+    await bench.run_until(120)
+    newer = dict(bench.store.values)
+    bench.store.values.clear()
+    bench.store.values.update(older)
+    await bench.run_until(120)
+    assert newer == bench.store.values
+    found, copies = await bench.outcomes()
+    assert (expected(120), 60) == (found, copies)
+
+
+async def test_two_workers_on_one_partition_make_one_result(bench: Bench):
+    """
+    A partition that is run twice at once, as after a pause that was taken for a death, is fenced by the ledger.
+    """
+    await bench.publish(400)
+    first, second = await bench.worker(), await bench.worker()
+    tasks = [asyncio.create_task(first.run()), asyncio.create_task(second.run())]
+    while bench.standing() < 400:
+        await asyncio.sleep(0.02)
+    first.stop()
+    second.stop()
+    await asyncio.gather(*tasks)
+    assert expected(400) == (await bench.outcomes())[0]
+
+
+async def test_an_undecodable_record_goes_to_the_dead_letters_and_its_neighbours_go_on(bench: Bench):
+    """
+    Raw, with the reason, and the coordinate that it had.
+    """
+    await bench.publish(10)
+    await raw(bench, b"not framed at all")
+    await bench.publish(10, first=10)
+    await bench.run_until(21)
+    assert [(str(n), count) for n, (_, count) in enumerate(expected(20))] == (await bench.outcomes())[0]
+    letters = await dead_letters(bench)
+    assert [(bench.topics.events.name, 10, "undecodable", b"not framed at all")] == letters
+
+
+async def test_too_many_dead_letters_stop_the_partition_and_say_why(bench: Bench):
+    """
+    Past the limit the fault is taken for ours.
+    """
+    bench.letters_max = 2
+    for _ in range(3):
+        await raw(bench, b"rubbish")
+    worker = await bench.run_until(3, timeout_s=10)
+    assert "DRIFTLINE_DEAD_LETTERS_MAX" in worker.refused
+
+
+async def test_another_definition_is_refused_and_names_the_command(bench: Bench):
+    """
+    State that was folded by other rules is never gone on from.
+    """
+    await bench.publish(10)
+    await bench.run_until(10)
+    bench.digest = "v2"
+    worker = await bench.run_until(11, timeout_s=10)
+    assert "driftline rebuild" in worker.refused and "definition" in worker.refused
+
+
+async def test_a_lost_store_is_refused_and_not_begun_anew(bench: Bench):
+    """
+    Without a ledger but with a committed offset somebody's state is gone.
+    """
+    await bench.publish(10)
+    await bench.run_until(10)
+    bench.store.values.clear()
+    worker = await bench.run_until(11, timeout_s=10)
+    assert "driftline rebuild" in worker.refused
+
+
+async def test_a_log_that_was_made_anew_is_refused(bench: Bench):
+    """
+    The anchor, the last applied record, is looked for before anything is applied.
+    """
+    await bench.publish(10)
+    await bench.run_until(10)
+    key = next(key for key in bench.store.values if key.endswith(b":ledger"))
+    told = entry(bench.store.values[key])
+    altered = Entry(told.next, told.seen, (told.anchor[0], told.anchor[1], 7), told.cluster, told.partitions, told.digest, told.row_format)
+    bench.store.values[key] = ENCODE(altered)
+    worker = await bench.run_until(11, timeout_s=10)
+    assert "another log" in worker.refused
+
+
+class StopsAtNumber(Counting):
+    """Fails, as a bug would, whenever it meets one event."""
+
+    def step(self, batch: Batch) -> Effects:
+        if b"7" in batch.tables["event"]["id"].tolist():
+            raise ZeroDivisionError
+        return super().step(batch)
+
+
+async def test_a_record_that_stops_the_process_time_and_again_is_set_aside(bench: Bench):
+    """
+    Batches are halved until it is alone, then it goes raw to the dead letters; all others are applied.
+    """
+    bench.records_max = 8
+    await bench.publish(20)
+    crashes = 0
+    while bench.standing() < 20 and crashes < 40:
+        worker = await bench.worker()
+        object.__setattr__(worker._operator, "core", lambda _: StopsAtNumber())
+        try:
+            await bench.run_until(20, worker)
+        except ZeroDivisionError:
+            crashes += 1
+    found, _ = await bench.outcomes()
+    assert [str(n) for n in range(20) if n != 7] == [name for name, _ in found]
+    assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
+
+
+async def raw(bench: Bench, value: bytes) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bench.kafka)
+    await producer.start()
+    await producer.send_and_wait(bench.topics.events.name, value, partition=0)
+    await producer.stop()
+
+
+async def dead_letters(bench: Bench) -> list[tuple[str, int, str, bytes]]:
+    reader = LogReader(bench.kafka, bench.topics.dead_letters, bench.registry)
+    await reader.start()
+    batches = await reader.read_to()
+    await reader.stop()
+    tables = [batch.tables["dead_letter"] for batch in batches.values()]
+    return [
+        (topic, int(offset), reason, value)
+        for table in tables
+        for topic, offset, reason, value in zip(
+            table["topic"].texts(), table["offset"], table["reason"].texts(), table["value"].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,187 @@
+"""The merge: order, ticks, restarts. Driven without a broker."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from driftline.features.murmur2 import partitions_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from driftline.stream.batch import Varlen
+from services.intake.core import FOREVER, Intake
+from services.intake.parse import Arrived
+
+TICK_MS = 100
+
+
+def pipeline(*broadcast: bool) -> Any:
+    """As much of a pipeline as the merge looks at."""
+    streams = tuple(SimpleNamespace(number=n, topic=f"t{n}", broadcast=everywhere) for n, everywhere in enumerate(broadcast))
+    return SimpleNamespace(streams=streams, tick_ms=TICK_MS)
+
+
+def arrived(first_offset: int, visible: list[int], key: str = "k") -> Arrived:
+    n = len(visible)
+    times = np.array(visible, np.int64)
+    names = Varlen.of(f"{first_offset + i}" for i in range(n))
+    return Arrived(np.arange(first_offset, first_offset + n), times, times, names, Varlen.of([key] * n), Varlen.of([b"body"] * n))
+
+
+def sequence(emitted: Any, to: int = 0) -> list[tuple[Any, ...]]:
+    """What one partition got, in order: ('tick', number) or (source, partition, offset)."""
+    found = []
+    for messages in emitted.messages:
+        if messages.to != to:
+            continue
+        columns = messages.columns
+        for at in range(len(messages)):
+            name = ("tick", int(columns["offset"][at]))
+            record = (int(columns["source"][at]) - 16, int(columns["partition"][at]), int(columns["offset"][at]))
+            found.append((int(messages.order[at]), name if messages.message == "tick" else record))
+    return [what for _, what in sorted(found, key=lambda one: one[0])]
+
+
+def everything(intake: Intake, until: int, limit: int = 1_000) -> list[tuple[Any, ...]]:
+    """Emit until nothing is left, all sources complete."""
+    out = []
+    while len(emitted := intake.emit(intake.bound(lambda _: True, until), until, 0, limit)):
+        out += sequence(emitted)
+    return out
+
+
+def test_records_of_two_topics_come_in_visible_order_with_ticks_between():
+    """
+    A tick goes before everything at or after its time, and after everything earlier.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (1, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(5, [1_010, 1_250]))
+    intake.add((1, 0), arrived(0, [1_000, 1_100]))
+    expected = [("tick", 10), (1, 0, 0), (0, 0, 5), ("tick", 11), (1, 0, 1), ("tick", 12), (0, 0, 6), ("tick", 13)]
+    assert expected == everything(intake, 1_300)
+
+
+def test_ties_go_by_declared_stream_then_partition_then_offset():
+    """
+    Records of one visible time have one order, whatever arrived first.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (0, 1), (1, 0)], tick=10, newest={})
+    intake.add((1, 0), arrived(0, [1_050]))
+    intake.add((0, 1), arrived(0, [1_050]))
+    intake.add((0, 0), arrived(0, [1_050, 1_050]))
+    assert everything(intake, 1_099) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+
+
+def test_a_record_out_of_order_in_its_partition_stays_behind_its_predecessor():
+    """
+    The order of a source partition is never changed, for consumers tell copies by it.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (1, 0)], tick=10, newest={})
+    intake.add((0, 0), arrived(0, [1_080, 1_020]))
+    intake.add((1, 0), arrived(0, [1_050]))
+    assert everything(intake, 1_099) == [(1, 0, 0), (0, 0, 0), (0, 0, 1)]
+
+
+def test_a_source_with_a_backlog_is_waited_for():
+    """
+    Nothing goes beyond what an incomplete source has shown.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (1, 0)], tick=10, newest={})
+    intake.add((0, 0), arrived(0, [1_010, 1_090]))
+    assert intake.bound(lambda origin: origin == (0, 0), FOREVER) == 0
+    intake.add((1, 0), arrived(0, [1_050]))
+    bound = intake.bound(lambda origin: origin == (0, 0), FOREVER)
+    assert sequence(intake.emit(bound, None, 0, 100)) == [(0, 0, 0)]
+
+
+def test_a_broadcast_record_goes_to_every_partition_and_is_at_home_in_one():
+    """
+    The home copy is in the key's own murmur2 partition.
+    """
+    intake = Intake(pipeline(True), 4, [(0, 0)], tick=10, newest={})
+    intake.add((0, 0), arrived(0, [1_010], key="N14228"))
+    emitted = intake.emit(FOREVER, None, 0, 100)
+    homes = {one.to: bool(one.columns["home"][0]) for one in emitted.messages if one.message == "event"}
+    home = int(partitions_of(Varlen.of(["N14228"]), 4)[0])
+    assert {to: to == home for to in range(4)} == homes
+
+
+def test_a_record_that_is_not_broadcast_goes_to_its_own_partition_alone():
+    """
+    Ticks go everywhere, other records home.
+    """
+    intake = Intake(pipeline(False), 4, [(0, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(0, [1_010], key="N14228"))
+    emitted = intake.emit(FOREVER, None, 7, 100)
+    assert [int(partitions_of(Varlen.of(["N14228"]), 4)[0])] == [one.to for one in emitted.messages if one.message == "event" and len(one)]
+    assert [one.columns["offset"].tolist() for one in emitted.messages if one.message == "tick"] == [[10]] * 4
+    assert all((one.columns["deployment"] == 7).all() for one in emitted.messages if one.message == "tick")
+
+
+def test_late_records_are_counted_and_sent():
+    """
+    A record behind a tick that should have followed it is late, and goes on all the same.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=12, newest={})
+    intake.add((0, 0), arrived(0, [1_150, 1_250]))
+    emitted = intake.emit(FOREVER, None, 0, 100)
+    assert (emitted.late, sum(emitted.taken.values())) == (1, 2)
+
+
+histories = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(1_000, 1_400)), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.integers(1, 7))
+def test_the_log_does_not_depend_on_the_length_of_a_stretch(history: list[tuple[int, int, int]], limit: int):
+    """
+    Any limit gives the same records and ticks in the same order.
+    """
+    assert everything(loaded(history), 1_500) == everything(loaded(history), 1_500, limit)
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.integers(0, 45))
+def test_a_restart_goes_on_where_the_committed_offsets_stand(history: list[tuple[int, int, int]], stretches: int):
+    """
+    What a restarted intake sends is what is left of the one log.
+    """
+    whole = everything(loaded(history), 1_500)
+    first = loaded(history)
+    sent: list[tuple[Any, ...]] = []
+    for _ in range(stretches):
+        sent += sequence(first.emit(FOREVER, 1_500, 0, 1))
+    standing = {origin: first.standing(origin, len(visible)) for origin, visible in by_origin(history).items()}
+    again = Intake(pipeline(False, False), 1, list(standing), first.tick, {origin: newest for origin, (_, newest) in standing.items()})
+    for origin, visible in by_origin(history).items():
+        offset = standing[origin][0]
+        again.add(origin, arrived(offset, visible[offset:]))
+    assert whole == sent + everything(again, 1_500)
+
+
+def by_origin(history: list[tuple[int, int, int]]) -> dict[tuple[int, int], list[int]]:
+    found: dict[tuple[int, int], list[int]] = {(stream, partition): [] for stream in (0, 1) for partition in (0, 1)}
+    for stream, partition, visible in history:
+        found[(stream, partition)].append(visible)
+    return found
+
+
+def loaded(history: list[tuple[int, int, int]]) -> Intake:
+    queues = by_origin(history)
+    intake = Intake(pipeline(False, False), 1, list(queues), tick=None, newest={})
+    for origin, visible in queues.items():
+        intake.add(origin, arrived(0, visible))
+    return intake
+
+
+@pytest.mark.parametrize("first", [1_000, 1_098])
+def test_the_first_tick_of_a_pipeline_is_the_last_before_its_first_record(first: int):
+    """
+    A pipeline's time begins with its first record, not in 1970.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=None, newest={})
+    intake.add((0, 0), arrived(0, [first]))
+    assert everything(intake, 1_099) == [("tick", 10), (0, 0, 0)]
