@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import fastavro
@@ -98,17 +98,18 @@ def _read_partition(consumer: Consumer, topic: str, partition: int) -> Iterator[
     consumer.assign([TopicPartition(topic, partition, low)])
     position, silent = low, 0
     while position < high:
-        messages = consumer.consume(2_000, timeout=5)
+        messages = consumer.consume(min(2_000, high - position), timeout=5)  # never more than there are: it would wait for them
         silent = 0 if messages else silent + 1
         if silent > SILENT_MAX:
             raise SystemExit(f"{topic}[{partition}] says that it ends at {high}, but nothing came after {position}")
         for message in messages:
             if message.error() is not None:
                 raise SystemExit(f"{topic}[{partition}]: {message.error()}")
-            if message.offset() >= high:
+            offset = cast(int, message.offset())
+            if offset >= high:
                 return
-            position = message.offset() + 1
-            yield Record(partition, message.offset(), message.key(), message.value() or b"")
+            position = offset + 1
+            yield Record(partition, offset, cast("bytes | None", message.key()), cast(bytes, message.value() or b""))
 
 
 def first_copies(stack: Stack, topic: str, schemas: Schemas, wanted: Sequence[str]) -> Iterator[tuple[Record, str, dict[str, Any]]]:
@@ -124,7 +125,7 @@ def first_copies(stack: Stack, topic: str, schemas: Schemas, wanted: Sequence[st
         if magic != 0:
             raise SystemExit(f"{topic}[{record.partition}]@{record.offset} is not in Confluent's framing")
         schema = schemas[schema_id]
-        fields = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)
+        fields = cast(dict[str, Any], fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None))
         lane = (record.partition, fields["writer"], fields["source"], fields["partition"])
         coordinate = (fields["offset"], fields["index"])
         if coordinate <= seen.get(lane, (-1, -1)):
@@ -301,7 +302,7 @@ class Log:
         """Where the newest record before the question shares its time with another: which came later only the log can tell."""
         newest = self._place(entities, asked) - 1
         before = np.maximum(newest - 1, 0)
-        return (newest > 0) & (self._places[np.maximum(newest, 0)] == self._places[before])
+        return np.asarray((newest > 0) & (self._places[np.maximum(newest, 0)] == self._places[before]), np.bool_)
 
 
 class Entities:

@@ -75,7 +75,9 @@ class Checker:
         self.problems: list[Problem] = []
         self._folder = folder
         self._file = file
-        self._streams: dict[str, declaration.Stream] = {name: value for name, value in names.items() if isinstance(value, declaration.Stream)}
+        self._streams: dict[str, declaration.Stream] = {
+            name: value for name, value in names.items() if isinstance(value, declaration.Stream)
+        }
         self._views: dict[str, declaration.View] = {name: value for name, value in names.items() if isinstance(value, declaration.View)}
         self._pipelines = [value for value in names.values() if isinstance(value, declaration.Pipeline)]
         self._resolved: dict[int, Stream] = {}  # by identity of what was declared
@@ -162,7 +164,11 @@ class Checker:
         path = self._folder / declared.schema
         if not path.is_file():
             there = sorted(one.name for one in self._folder.glob("*.avsc"))
-            self._say(declared.place, where, f"there is no such file beside pipeline.py. There {'are ' + ', '.join(there) if there else 'is none'}.")
+            self._say(
+                declared.place,
+                where,
+                f"there is no such file beside pipeline.py. There {'are ' + ', '.join(there) if there else 'is none'}.",
+            )
             return None
         try:
             schema = json.loads(path.read_text())
@@ -189,11 +195,21 @@ class Checker:
         before = len(self.problems)
         for role, field, kinds, purpose in wanted:
             if not field and role != "visible":
-                self._say(declared.place, f'Stream "{name}"', f"it has no {role}: nothing says by which field to {purpose}. Add {role}=... .")
+                self._say(
+                    declared.place, f'Stream "{name}"', f"it has no {role}: nothing says by which field to {purpose}. Add {role}=... ."
+                )
             elif field and field not in types:
-                self._say(declared.place, f'Stream "{name}": {role}="{field}"', _no_such_field(f'the schema {declared.schema} has no field "{field}".', field, types))
+                self._say(
+                    declared.place,
+                    f'Stream "{name}": {role}="{field}"',
+                    _no_such_field(f'the schema {declared.schema} has no field "{field}".', field, types),
+                )
             elif field and types[field] not in kinds:
-                self._say(declared.place, f'Stream "{name}": {role}="{field}"', f"it is {types[field]}; to {purpose} it must be {' or '.join(kinds)}, never null.")
+                self._say(
+                    declared.place,
+                    f'Stream "{name}": {role}="{field}"',
+                    f"it is {types[field]}; to {purpose} it must be {' or '.join(kinds)}, never null.",
+                )
         if not 1 <= declared.duplicates_max <= DUPLICATES_MAX:
             self._say(declared.place, f'Stream "{name}": duplicates', f"between 1 and {DUPLICATES_MAX} ids can be remembered for a key.")
         return len(self.problems) == before
@@ -228,10 +244,17 @@ class Checker:
                 kind = stream.types.get(field)
                 if kind is None:
                     asked = " (the question)" if stream is question else ""
-                    self._say(view.place, f'{where}: by="{field}"', self._no_field([stream], field, asked) + "\nA view finds its entity by fields that its streams and the question share.")
+                    self._say(
+                        view.place,
+                        f'{where}: by="{field}"',
+                        self._no_field([stream], field, asked)
+                        + "\nA view finds its entity by fields that its streams and the question share.",
+                    )
                     break
                 if kind.rstrip("?") not in ("string", "int", "long"):
-                    self._say(view.place, f'{where}: by="{field}"', f"it is {kind} in {stream.name}; an entity is named by text or whole numbers.")
+                    self._say(
+                        view.place, f'{where}: by="{field}"', f"it is {kind} in {stream.name}; an entity is named by text or whole numbers."
+                    )
                     break
         if not view.by:
             self._say(view.place, f"{where}: by", "it names no field to find the entity by.")
@@ -255,7 +278,9 @@ class Checker:
             return None
         stream, reading = found
         self._window(where, aggregate, stream, declared)
-        return Aggregate(aggregate.function, stream.number, reading, aggregate.window_ms, aggregate.ending_ms, aggregate.ready_after_ms, aggregate.most)
+        return Aggregate(
+            aggregate.function, stream.number, reading, aggregate.window_ms, aggregate.ending_ms, aggregate.ready_after_ms, aggregate.most
+        )
 
     def _window(self, where: str, aggregate: f.Aggregate, stream: Stream, declared: declaration.Pipeline) -> None:
         window = aggregate.window_ms
@@ -269,7 +294,7 @@ class Checker:
                 aggregate.place,
                 where,
                 f"the topic {declared.name}-events keeps {f.duration_text(declared.retention_ms)}, so {reach} {f.duration_text(window + aggregate.ending_ms)} "
-                f"could not be rebuilt from it.\nShorten the window, or set retention=\"{-(-needed // DAY_MS)}d\" (window + lateness) on the pipeline.",
+                f'could not be rebuilt from it.\nShorten the window, or set retention="{-(-needed // DAY_MS)}d" (window + lateness) on the pipeline.',
             )
 
     def _reading(self, where: str, aggregate: f.Aggregate, streams: Sequence[Stream]) -> tuple[Stream, Reading | None] | None:
@@ -286,7 +311,11 @@ class Checker:
                 self._no_value(where, aggregate)
             return None if stream is None else (stream, None)
         if takes_records:
-            self._say(aggregate.place, where, f"f.{aggregate.function} takes a stream or a condition, as in f.{aggregate.function}({streams[0].name if streams else 'payments'}, ...).")
+            self._say(
+                aggregate.place,
+                where,
+                f"f.{aggregate.function} takes a stream or a condition, as in f.{aggregate.function}({streams[0].name if streams else 'payments'}, ...).",
+            )
             return None
         return self._value(where, aggregate, what, streams)
 
@@ -336,7 +365,9 @@ class Checker:
             self._say(place, where, f'"{condition.field}" is text, which is equal or not equal, never {condition.op}.')
         return stream, Reading(condition.field, condition=Condition(condition.field, condition.op, value))
 
-    def _having(self, where: str, place: f.Place, declared: declaration.Stream | None, field: str, streams: Sequence[Stream]) -> Stream | None:
+    def _having(
+        self, where: str, place: f.Place, declared: declaration.Stream | None, field: str, streams: Sequence[Stream]
+    ) -> Stream | None:
         """The one stream of the view that has `field`."""
         if declared is not None:
             stream = self._of(where, place, declared, streams)
@@ -345,14 +376,22 @@ class Checker:
             candidates = list(streams)
         having = [stream for stream in candidates if field in stream.types]
         if len(having) > 1:
-            self._say(place, where, f'{_quoted(stream.name for stream in having)} have a field "{field}": say which is meant, as in {having[0].name}.{field}.')
+            self._say(
+                place,
+                where,
+                f'{_quoted(stream.name for stream in having)} have a field "{field}": say which is meant, as in {having[0].name}.{field}.',
+            )
         elif candidates and not having:
             self._say(place, where, self._no_field(candidates, field))
         return having[0] if len(having) == 1 else None
 
     def _no_field(self, streams: Sequence[Stream], field: str, asked: str = "") -> str:
         types = {name: kind for stream in streams for name, kind in stream.types.items()}
-        what = f"the stream {_quoted([streams[0].name])}{asked} has" if len(streams) == 1 else f"none of the streams {_quoted(stream.name for stream in streams)} has"
+        what = (
+            f"the stream {_quoted([streams[0].name])}{asked} has"
+            if len(streams) == 1
+            else f"none of the streams {_quoted(stream.name for stream in streams)} has"
+        )
         negation = "no" if len(streams) == 1 else "a"
         return _no_such_field(f'{what} {negation} field "{field}".', field, types)
 
@@ -379,7 +418,7 @@ class Checker:
 
     def _unique(self, seen: dict[str, str], place: f.Place, name: str, where: str) -> None:
         if name in seen:
-            text = f'there is a feature of this name in {seen[name]} already. Charts and reasons go by the name: give each its own.'
+            text = f"there is a feature of this name in {seen[name]} already. Charts and reasons go by the name: give each its own."
             self._say(place, f'{where}: "{name}"', text)
         seen.setdefault(name, where)
 
@@ -426,7 +465,11 @@ class Checker:
             text = f'the stream "{told.name}" has no field "{question.id}", which is the id of the question: nothing says which question it answers.'
             self._say(label.place, where, text)
         elif told.types[question.id] != question.types[question.id]:
-            self._say(label.place, where, f'"{question.id}" is {told.types[question.id]} in "{told.name}" and {question.types[question.id]} in the question.')
+            self._say(
+                label.place,
+                where,
+                f'"{question.id}" is {told.types[question.id]} in "{told.name}" and {question.types[question.id]} in the question.',
+            )
         if told.key != question.key:
             text = f'the stream "{told.name}" has the key "{told.key}", the question "{question.key}": outcome and answer would lie in different partitions.'
             self._say(label.place, where, text)
@@ -440,7 +483,12 @@ class Checker:
     # What comes out.
 
     def _assemble(
-        self, declared: declaration.Pipeline, question: Stream, label: Label | None, views: Mapping[int, View], inputs: Sequence[View | Direct]
+        self,
+        declared: declaration.Pipeline,
+        question: Stream,
+        label: Label | None,
+        views: Mapping[int, View],
+        inputs: Sequence[View | Direct],
     ) -> Pipeline:
         streams = tuple(self._resolved[id(stream)] for stream in self._streams.values())
         every = tuple(views.values())
@@ -469,14 +517,35 @@ class Checker:
         )
 
 
-def digest_of(streams: Sequence[Stream], question: Stream, views: Sequence[View], inputs: Sequence[View | Direct], slices: Sequence[str]) -> str:
+def digest_of(
+    streams: Sequence[Stream], question: Stream, views: Sequence[View], inputs: Sequence[View | Direct], slices: Sequence[str]
+) -> str:
     """Twelve hexadecimal digits over all that decides a row and what is folded for it."""
-    settings = ("name", "number", "topic", "id", "key", "time", "visible", "lateness_ms", "duplicates_ms", "duplicates_max", "pii", "broadcast")
+    settings = (
+        "name",
+        "number",
+        "topic",
+        "id",
+        "key",
+        "time",
+        "visible",
+        "lateness_ms",
+        "duplicates_ms",
+        "duplicates_max",
+        "pii",
+        "broadcast",
+    )
     described = {
         "streams": [{name: getattr(stream, name) for name in settings} | {"types": stream.types} for stream in streams],
         "question": question.name,
         "views": [
-            {"name": view.name, "of": [stream.name for stream in view.of], "by": view.by, "broadcast": view.broadcast, "features": [asdict(one) for one in view.features]}
+            {
+                "name": view.name,
+                "of": [stream.name for stream in view.of],
+                "by": view.by,
+                "broadcast": view.broadcast,
+                "features": [asdict(one) for one in view.features],
+            }
             for view in views
         ],
         "inputs": [{"view": value.name} if isinstance(value, View) else asdict(value) for value in inputs],

@@ -53,6 +53,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Only records refused for 
 
 @app.command()
 def demo(
+    *,
     fast: Annotated[bool, typer.Option("--fast", help="Ten weeks, in a minute.")] = False,
     year: Annotated[bool, typer.Option("--year", help="All of 2013.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up after the report.")] = False,

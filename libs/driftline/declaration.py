@@ -66,7 +66,9 @@ class View:
     partition folds all of them, which is for entities that are few.
     """
 
-    def __init__(self, *, of: Stream | Sequence[Stream], by: str | Sequence[str], broadcast: bool = False, **features: Aggregate | Combination) -> None:
+    def __init__(
+        self, *, of: Stream | Sequence[Stream], by: str | Sequence[str], broadcast: bool = False, **features: Aggregate | Combination
+    ) -> None:
         self.of = [of] if isinstance(of, Stream) else list(of)
         self.by = [by] if isinstance(by, str) else list(by)
         self.broadcast = broadcast

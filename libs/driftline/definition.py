@@ -47,7 +47,7 @@ def type_of(avro: Any) -> str:
     """An Avro type in one word, with a question mark where it may be null; empty for a type that streams cannot have."""
     if isinstance(avro, list):
         others = [part for part in avro if part != "null"]
-        known = type_of(others[0]) if len(avro) == 2 and len(others) == 1 else ""  # noqa: PLR2004  # null and one more
+        known = type_of(others[0]) if len(avro) == 2 and len(others) == 1 else ""  # null and one more
         return f"{known}?" if known else ""
     name = str(avro.get("logicalType", avro.get("type"))) if isinstance(avro, dict) else str(avro)
     return name if name in TYPES else ""

@@ -17,8 +17,6 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it without types
 
 FAST_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-SLOW_S = (60.0, 600.0, 3_600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0, 172_800.0, 604_800.0, 2_592_000.0)
-SCORES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -87,14 +85,6 @@ METRICS = (
         FAST_S,
     ),
     Metric(
-        "driftline_event_to_prediction_seconds",
-        "histogram",
-        "seconds",
-        ("pipeline",),
-        "From the upstream record's timestamp to our send.",
-        FAST_S,
-    ),
-    Metric(
         "driftline_lag_seconds",
         "gauge",
         "seconds",
@@ -123,7 +113,6 @@ METRICS = (
         ("pipeline", "arm", "flag"),
         "Answers: flag none, degraded, no_score or stale_view.",
     ),
-    Metric("driftline_prediction_score", "histogram", "ratio", ("pipeline", "arm"), "Scores served, in 20 buckets.", SCORES),
     Metric(
         "driftline_model_info", "gauge", "1", ("pipeline", "arm", "model", "version"), "Which model answers on which arm: 1 while it does."
     ),
@@ -145,14 +134,6 @@ METRICS = (
         "ratio",
         ("pipeline", "partition"),
         "Share of settled answers whose outcome was told, not silent.",
-    ),
-    Metric(
-        "driftline_label_delay_seconds",
-        "histogram",
-        "seconds",
-        ("pipeline",),
-        "From the question to its outcome, on the pipeline's clock.",
-        SLOW_S,
     ),
     Metric(
         "driftline_quality_ratio",

@@ -104,4 +104,6 @@ def _execute(code: CodeType, file: str, shown: str) -> tuple[dict[str, Any], Pro
         at = lines[-1] if lines else None
         words = str(error) if isinstance(error, Invalid) else f"{type(error).__name__}: {error}"
         return {}, Problem(shown, (at.lineno if at else None) or 0, (at.line if at else None) or "", words)
-    return {key: value for key, value in names.items() if isinstance(value, declaration.Stream | declaration.View | declaration.Pipeline)}, None
+    return {
+        key: value for key, value in names.items() if isinstance(value, declaration.Stream | declaration.View | declaration.Pipeline)
+    }, None

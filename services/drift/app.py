@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import load_pipeline
+import msgspec
 
 from driftline.clock import Clock
 from driftline.contracts.messages import Source, Writer
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.judge.drift import Reference
+from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, load_public_key
+from driftline.pipeline import load_pipeline
+from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
@@ -67,6 +71,28 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.SUMMARIES,
         core=lambda _, partitions: Merge(pipeline, partitions, reference),
         row_format=ROW_FORMAT,
+        observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
     parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in (answers, examples, merge)]
     return Process("drift", parts, ops(settings, "drift"))
+
+
+def show(pipeline: str, effects: Effects) -> None:
+    """Tell the metrics what a new report says: drift by feature, quality by arm, alarms."""
+    for messages in effects.messages:
+        if messages.message == "report":
+            for body in messages.columns["body"]:
+                _show(pipeline, msgspec.json.decode(body))
+
+
+def _show(pipeline: str, body: dict[str, Any]) -> None:
+    for feature, told in body["inputs"].items():
+        metric("driftline_feature_missing_ratio").labels(pipeline=pipeline, feature=feature).set(told["missing"])
+        if told.get("psi") is not None:
+            metric("driftline_drift_psi_ratio").labels(pipeline=pipeline, feature=feature).set(told["psi"])
+    for cohort in body["quality"]:
+        for name in ("auc", "log_loss", "o_over_e"):
+            if cohort.get(name) is not None:
+                metric("driftline_quality_ratio").labels(pipeline=pipeline, metric=name, arm=cohort["role"], slice="").set(cohort[name])
+    for alarm in body["alarms"]:
+        metric("driftline_alarms_total").labels(pipeline=pipeline, detector=alarm["detector"], subject=alarm["subject"]).inc()

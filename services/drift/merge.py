@@ -170,6 +170,7 @@ class Merge:
             "inputs": inputs,
             "scores": scores,
             "models": models_of(window),
+            "alert_rate_declared": self._pipeline.decide.alert_rate,
             "answers": sum(one.rows for one in window.inputs.values()),
             "quality": [one for start, cohort in cohorts for one in quality_of(start, cohort, self._dispersion)],
             "chart": memory.champion.chart() if memory.champion else {},

@@ -4,13 +4,12 @@ The feature process: the pipeline's log in, rows and outcomes out, the windows o
 
 from __future__ import annotations
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import load_pipeline
-
 from driftline.clock import Clock
 from driftline.contracts.messages import Source, Writer
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.features import tiles
+from driftline.pipeline import load_pipeline
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 

@@ -29,7 +29,8 @@ ENTITIES_MAX = 2_000_000
 NO_EVENTS = Table(
     "event",
     np.zeros(0, np.int64),
-    {name: np.zeros(0, np.int64) for name in ("source", "visible", "time", "home")} | {name: Varlen.of([]) for name in ("id", "key", "body")},
+    {name: np.zeros(0, np.int64) for name in ("source", "visible", "time", "home")}
+    | {name: Varlen.of([]) for name in ("id", "key", "body")},
 )
 
 

@@ -5,18 +5,20 @@ that names it is scored.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import load_pipeline
-
 from driftline.clock import Clock
+from driftline.contracts.avro import unpack_strings
 from driftline.contracts.messages import Deployment, Source, Writer, facts
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.errors import Invalid
 from driftline.logs import log
+from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, Model, load_public_key
-from driftline.stream.batch import Batch
+from driftline.pipeline import load_pipeline
+from driftline.stream.batch import Batch, Effects
 from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
@@ -43,6 +45,14 @@ def build(settings: Settings, clock: Clock) -> Process:
     def add(batch: Batch) -> None:
         for deployment in facts(batch.tables["deployment"]):
             inference.add(deployment, warmed(deployment))
+            tell(deployment)
+
+    def tell(deployment: Deployment) -> None:
+        metric("driftline_deployment_version").labels(pipeline=pipeline.name, service="inference").set(deployment.version)
+        metric("driftline_model_info").clear()
+        for arm in (*deployment.arms, *deployment.shadows):
+            labels = {"pipeline": pipeline.name, "arm": arm.role, "model": arm.model, "version": str(deployment.version)}
+            metric("driftline_model_info").labels(**labels).set(1)
 
     def warmed(deployment: Deployment) -> dict[str, Model]:
         """Each model of `deployment` that may be loaded; rows for one that may not get the fallback score, flagged."""
@@ -69,5 +79,16 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.FEATURES,
         core=lambda _partition, _count: inference,
         before=known,
+        observe=lambda _partition, _core, effects: count(pipeline.name, effects),
     )
     return Process("inference", [deployments, Operators(wiring, settings, pipeline, registry, clock)], ops(settings, "inference"))
+
+
+def count(pipeline: str, effects: Effects) -> None:
+    """Tell the metrics how many predictions each arm gave, and how many had something to say about themselves."""
+    for messages in effects.messages:
+        if messages.message == "prediction":
+            told = Counter(zip(messages.columns["arm"], messages.columns["flags"], strict=True))
+            for (arm, packed), n in told.items():
+                for flag in unpack_strings(packed) or ("none",):
+                    metric("driftline_predictions_total").labels(pipeline=pipeline, arm=arm.decode(), flag=flag).inc(n)

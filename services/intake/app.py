@@ -9,20 +9,20 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import Pipeline, load_pipeline
 from msgspec import Struct
 
 from driftline.clock import Clock
 from driftline.contracts.messages import ClockRecord, Writer, facts
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
+from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Refused
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Sink, Source, committed_metadata, describe
@@ -121,7 +121,7 @@ class IntakePart:
         self._deployment = 0
         sealed = [stream.topic for stream in pipeline.streams if stream.pii]
         key = bytes.fromhex(settings.pii_key)[:32] if sealed else b""
-        self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key, sealed)
+        self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key=key, sealed=sealed)
         self.ready = False
 
     async def run(self) -> None:
@@ -282,7 +282,7 @@ class IntakePart:
         notes = {origin: json.dumps({"tick": intake.tick, "newest": newest}) for origin, (_, newest) in standing.items()}
         await asyncio.gather(*(upstream.source.mark(standing[origin][0], notes[origin]) for origin, upstream in self._upstreams.items()))
 
-    def _tally(self, taken: dict[Origin, int], late: int) -> None:
+    def _tally(self, taken: Mapping[Origin, int], late: int) -> None:
         for origin, n in taken.items():
             self._count("applied", self._upstreams[origin].topic, n)
         metric("driftline_merge_late_total").labels(pipeline=self._pipeline.name).inc(late)

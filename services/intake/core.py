@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from driftline.features.murmur2 import partitions_of
-from driftline.pipeline import Pipeline
 
 from driftline.contracts.messages import Source
-from driftline.stream.batch import Ints, Messages, Varlen
+from driftline.features.murmur2 import partitions_of
+from driftline.pipeline import Pipeline
+from driftline.stream.batch import Column, Ints, Messages, Varlen
 
 from .parse import Arrived, join
 
@@ -193,7 +193,7 @@ class _Merged:
 
     def messages(self, index: Ints, home: np.ndarray, to: int) -> Messages:
         records = self.arrived.take(index)
-        columns = {
+        columns: dict[str, Column] = {
             "source": UPSTREAM + self.streams[index],
             "partition": self.partitions[index],
             "offset": records.offsets,

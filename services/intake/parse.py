@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import fastavro
 import msgspec
 import numpy as np
-from driftline.contracts.avro import Codec, explain
-from driftline.pipeline import Stream
 
+from driftline.contracts.avro import Codec, explain
 from driftline.errors import Fatal, Invalid
+from driftline.pipeline import Stream
 from driftline.stream.batch import Column, Ints, Refused, Varlen, take
 from driftline.stream.records import FRAME_BYTES, Polled, SchemaRegistry, schema_id_of
 
@@ -172,7 +172,7 @@ class Parser:
 
     def _resolving(self, writer: dict[str, Any]) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]]:
         """Another version of the schema: resolved record by record, as Avro's rules say."""
-        written, wanted = fastavro.parse_schema(writer), fastavro.parse_schema(self._stream.schema)
+        written, wanted = fastavro.parse_schema(writer), fastavro.parse_schema(dict(self._stream.schema))
 
         def read(_: Varlen, bodies: Sequence[bytes]) -> tuple[dict[str, Column], np.ndarray]:
             records: list[dict[str, Any] | None] = []

@@ -4,18 +4,40 @@ The labeler process: the journal in, examples out; what waits for its outcome is
 
 from __future__ import annotations
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import load_pipeline
-
 from driftline.clock import Clock
 from driftline.contracts.messages import Source, Writer
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.metrics import metric
+from driftline.pipeline import load_pipeline
+from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
 from .core import ROW_FORMAT, Labeler
 
 Settings = WorkerSettings
+TOLD = ("joined", "revised", "early", "orphan", "expired")
+
+
+class Observer:
+    """Tells the metrics how many answers wait, and what became of the others."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._told: dict[tuple[int, str], int] = {}
+
+    def __call__(self, partition: int, labeler: Labeler, _: Effects) -> None:
+        where = {"pipeline": self._pipeline, "partition": str(partition)}
+        metric("driftline_labels_waiting").labels(**where).set(labeler.waiting)
+        metric("driftline_labels_waiting_max").labels(pipeline=self._pipeline).set(labeler.waiting_max)
+        if labeler.coverage is not None:
+            metric("driftline_label_coverage_ratio").labels(**where).set(labeler.coverage)
+        for outcome in TOLD:
+            total = labeler.totals.get(outcome, 0)
+            new = total - self._told.get((partition, outcome), 0)
+            self._told[(partition, outcome)] = total
+            metric("driftline_labels_total").labels(pipeline=self._pipeline, outcome=outcome).inc(max(0, new))
 
 
 def build(settings: Settings, clock: Clock) -> Process:
@@ -30,5 +52,6 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.JOURNAL,
         core=lambda partition, _: Labeler(pipeline, partition),
         row_format=ROW_FORMAT,
+        observe=Observer(pipeline.name),
     )
     return Process("labeler", [Operators(wiring, settings, pipeline, Registry(settings.registry), clock)], ops(settings, "labeler"))

@@ -19,6 +19,10 @@ from typing import Any
 import faust
 import msgspec
 from faust.tables.recovery import Recovery
+from faust.types import EventT, StreamT
+from faust.types.tuples import FutureMessage
+from msgspec import Struct
+
 from driftline.clock import Clock
 from driftline.contracts.messages import Deployment, Writer, as_messages, facts
 from driftline.contracts.messages import Source as Log
@@ -33,9 +37,6 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Publisher, Source
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
-from faust.types import EventT, StreamT
-from faust.types.tuples import FutureMessage
-from msgspec import Struct
 
 from .core import Decision, decide, unmoved
 from .machine import Stage, State

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from driftline.contracts.messages import Arm, Deployment, Operator, Release, Report
 from driftline.errors import Rejected
 from driftline.pipeline import Rollout
-from msgspec.structs import replace
 
 from .guards import CANDIDATE_ROWS_MIN, LOG_LOSS_MARGIN, ROWS_MIN, WATCH_ROWS_MIN, Duel, duels, fault_of, rows_of
 from .machine import Event, IllegalMove, Model, Stage, State, moved
@@ -199,7 +200,8 @@ def _standing(plan: Rollout, state: State) -> str:
     if state.stage is Stage.AWAITING_APPROVAL:
         return f"{state.candidate.name} waits for an operator's approval{paused}"
     few = f", scored {state.rows} of at least {ROWS_MIN} rows" if state.rows < ROWS_MIN else ""
-    return f"{state.candidate.name} in {state.stage.value} for {_days(state.time - state.since)} of {_days(_stage_ms(plan, state))}{few}{paused}"
+    passed = f"{_days(state.time - state.since)} of {_days(_stage_ms(plan, state))}"
+    return f"{state.candidate.name} in {state.stage.value} for {passed}{few}{paused}"
 
 
 # Operators

@@ -13,7 +13,7 @@ import msgspec
 
 ROWS_MIN = 200  # fewer rows in a window say nothing about a distribution
 NAN_SHARE_MAX = 0.001
-PSI_MAX = 0.5
+PSI_MAX = 1.0  # a candidate is there because the world moved away from the champion: its scores may differ, but not in kind
 MEAN_FACTOR_MAX = 2.0
 ALERT_FACTOR_MIN, ALERT_FACTOR_MAX = 0.4, 2.5
 LOG_LOSS_MARGIN = 0.01
@@ -62,7 +62,9 @@ def fault_of(body: Mapping[str, Any], digest: str, champion: str) -> str | None:
     seen, rival = models.get(digest, {}), models.get(champion, {})
     if seen.get("n", 0) < ROWS_MIN:
         return None
-    return _no_number(seen) or _other_scores(seen) or _other_mean(seen, rival) or _other_alerts(seen, rival)
+    return (
+        _no_number(seen) or _other_scores(seen) or _other_mean(seen, rival) or _other_alerts(seen, rival, body.get("alert_rate_declared"))
+    )
 
 
 def _no_number(seen: Mapping[str, Any]) -> str | None:
@@ -88,14 +90,21 @@ def _other_mean(seen: Mapping[str, Any], rival: Mapping[str, Any]) -> str | None
     return f"its mean score is {factor:.2f} times the champion's on the same rows, limit a factor of {MEAN_FACTOR_MAX:g}"
 
 
-def _other_alerts(seen: Mapping[str, Any], rival: Mapping[str, Any]) -> str | None:
+def _other_alerts(seen: Mapping[str, Any], rival: Mapping[str, Any], declared: float | None) -> str | None:
+    """
+    Far from what the champion alerts and from what the pipeline declares, on the same side of both: a champion that the world has
+    left alerts more or less than declared, and its successor is to bring that back.
+    """
     mine, other = seen.get("alert_rate"), rival.get("alert_rate")
     if seen.get("paired_n", 0) >= ROWS_MIN:
         mine, other = seen["paired_alert_rate"], seen["paired_champion_alert_rate"]
-    factor = _factor(mine, other)
-    if factor is None or ALERT_FACTOR_MIN <= factor <= ALERT_FACTOR_MAX:
+    expected = [rate for rate in (other, declared) if rate]
+    if mine is None or not expected:
         return None
-    return f"it alerts {factor:.2f} times as often as the champion, limits {ALERT_FACTOR_MIN} and {ALERT_FACTOR_MAX}"
+    lowest, highest = ALERT_FACTOR_MIN * min(expected), ALERT_FACTOR_MAX * max(expected)
+    if lowest <= mine <= highest:
+        return None
+    return f"it alerts on {mine:.1%} of the rows; from {lowest:.1%} to {highest:.1%} would be like the champion or as declared"
 
 
 def _factor(mine: float | None, other: float | None) -> float | None:

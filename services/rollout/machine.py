@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 import msgspec
+
 from driftline.errors import Rejected
 
 from .guards import Duel

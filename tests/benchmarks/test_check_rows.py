@@ -38,8 +38,7 @@ def generated(seed: int, flights: int = 300) -> Truth:
             "departs": departs,
             "departed": [int(at) if there else None for at, there in zip(departs + departure_delay * MINUTE_MS, left, strict=True)],
             "arrived": [
-                int(at) if there else None
-                for at, there in zip(departs + (120 + arrival_delay) * MINUTE_MS, left & landed, strict=True)
+                int(at) if there else None for at, there in zip(departs + (120 + arrival_delay) * MINUTE_MS, left & landed, strict=True)
             ],
             "departure_delay": departure_delay,
             "arrival_delay": arrival_delay,

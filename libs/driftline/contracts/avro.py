@@ -265,15 +265,18 @@ class Codec:
             raise Invalid(f"{self.schema['name']}: {', '.join(uneven)} not of the length of {self.fields[0]}, which is {n}")
         if not self.flat:
             return self._encode_singly(columns, prefix)
-        parts: list[_Part] = [_Fixed(np.tile(np.frombuffer(prefix, np.uint8), (n, 1)), np.zeros(n, np.bool_), NEVER)]
-        parts += [self._part(name, flat, columns[name]) for name, flat in zip(self.fields, self._flats, strict=True)]
-        return _joined(parts, n)
+        sizes = np.full(n, len(prefix), np.int64)
+        parts = [self._part(name, flat, columns[name], sizes) for name, flat in zip(self.fields, self._flats, strict=True)]
+        return _joined(prefix, parts, sizes)
 
-    def _part(self, name: str, flat: Flat, given: Column) -> _Part:
+    def _part(self, name: str, flat: Flat, given: Column, sizes: Ints) -> _Part:
+        """The column `name` ready to be written, what it takes added to `sizes`."""
         try:
-            return _part(flat, given if isinstance(given, Varlen | np.ndarray) else column(self._kinds[name], given))
+            part = _part(flat, given if isinstance(given, Varlen | np.ndarray) else column(self._kinds[name], given))
+            part.add_sizes(sizes)
         except Invalid as error:
             raise Invalid(f"{self.schema['name']}.{name}: {error}") from error
+        return part
 
     def _decode_singly(self, data: Varlen) -> tuple[dict[str, Column], Bools]:
         records = [self._record(value) for value in data.tolist()]
@@ -400,14 +403,13 @@ class _Sized:
 _Part = _Longs | _Fixed | _Sized
 
 
-def _joined(parts: Sequence[_Part], n: int) -> Varlen:
-    sizes = np.zeros(n, np.int64)
-    for part in parts:
-        part.add_sizes(sizes)
+def _joined(prefix: bytes, parts: Sequence[_Part], sizes: Ints) -> Varlen:
+    """The records of `sizes` one after the other."""
     ends = np.cumsum(sizes)
     starts = ends - sizes
-    out, places = np.empty(int(ends[-1]) if n else 0, np.uint8), starts.copy()
-    for part in parts:
+    out, places = np.empty(int(sizes.sum()), np.uint8), starts.copy()
+    framing = np.tile(np.frombuffer(prefix, np.uint8), (len(sizes), 1))
+    for part in (_Fixed(framing, np.zeros(len(sizes), np.bool_), NEVER), *parts):
         part.write(out, places)
     return Varlen(out, starts, ends)
 
@@ -443,7 +445,8 @@ def _whole(flat: Flat, given: npt.NDArray[Any], absent: Bools) -> Ints:
     if given.dtype.kind not in ("iuf" if flat.nullable else "iu"):
         raise Invalid(f"{given.dtype} given for an integer")
     given = np.where(absent, 0, given) if absent.any() else given
-    values = np.ascontiguousarray(given, np.int64)
+    with np.errstate(invalid="ignore"):  # what is too large for an integer is found below
+        values = np.ascontiguousarray(given, np.int64)
     if given.dtype.kind != "i" and not (values == given).all():
         raise Invalid("a number that is not whole, or of more than 64 bits, given for an integer")
     if flat.code == INT and len(values) and not (values.min() >= -INT_MAX - 1 and values.max() <= INT_MAX):

@@ -33,7 +33,17 @@ _I1, _B1 = types.int64[::1], types.uint8[::1]
 
 @njit(types.int64(_I1, _I1, _I1, _I1, _I1, _B1, types.int64, types.int64, READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
 def _place(
-    table: Ints, hashes: Ints, kinds: Ints, key_starts: Ints, key_ends: Ints, keys: Bytes, kind: int, h: int, data: Bytes, start: int, end: int
+    table: Ints,
+    hashes: Ints,
+    kinds: Ints,
+    key_starts: Ints,
+    key_ends: Ints,
+    keys: Bytes,
+    kind: int,
+    h: int,
+    data: Bytes,
+    start: int,
+    end: int,
 ) -> int:
     """The place in the table of a key, or the free place where it belongs."""
     mask = len(table) - 1
@@ -175,7 +185,9 @@ class Entities:
         words = np.frombuffer(row, "<i8").astype(np.int64)
         right = len(words) == len(empty) if kind < self._memories else MEMORY_HEADER_WORDS <= len(words) <= len(empty)
         if not right:
-            raise Invalid(f"the row {self.store_key(kind, key)!r} has {len(words)} words where {len(empty)} belong: it was made by another definition")
+            raise Invalid(
+                f"the row {self.store_key(kind, key)!r} has {len(words)} words where {len(empty)} belong: it was made by another definition"
+            )
         return np.concatenate([words, empty[len(words) :]])
 
     def _reserve(self, n_words: int, n_bytes: int) -> None:

@@ -16,7 +16,15 @@ from driftline.stream.batch import Ints
 TILES = 12
 EXTRA_TILES_MAX = 12
 
-WINDOWED = {"count": tiles.COUNT, "sum": tiles.SUM, "mean": tiles.MEAN, "rate": tiles.MEAN, "min": tiles.MIN, "max": tiles.MAX, "std": tiles.STD}
+WINDOWED = {
+    "count": tiles.COUNT,
+    "sum": tiles.SUM,
+    "mean": tiles.MEAN,
+    "rate": tiles.MEAN,
+    "min": tiles.MIN,
+    "max": tiles.MAX,
+    "std": tiles.STD,
+}
 CELL_WORDS = {tiles.COUNT: 1, tiles.SUM: 2, tiles.MEAN: 2, tiles.MIN: 1, tiles.MAX: 1, tiles.STD: 3}
 OTHERS = {"last": tiles.LAST, "seconds_since": tiles.SINCE, "ewma": tiles.EWMA, "distinct": tiles.DISTINCT}
 

@@ -55,7 +55,7 @@ class RowLayout:
 
     def pack_whole(self, numbers: Matrix) -> Varlen:
         """n rows from features and ages side by side, (n, F + V)."""
-        if numbers.ndim != 2 or numbers.shape[1] != self.width:  # noqa: PLR2004  # a matrix
+        if numbers.ndim != 2 or numbers.shape[1] != self.width:  # a matrix
             raise Invalid(f"a row of version {self.version} has {self.width} numbers; the shape {numbers.shape} does not")
         data = np.ascontiguousarray(numbers, "<f4").view(np.uint8).reshape(-1)
         starts = np.arange(len(numbers), dtype=np.int64) * self.row_bytes

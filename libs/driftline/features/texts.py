@@ -79,7 +79,9 @@ _PAIR = types.Tuple((types.uint8[::1], types.int64[::1], types.int64[::1]))
 
 
 @njit(_PAIR(READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, types.int64), cache=True, nogil=True)
-def _append(left: Bytes, left_starts: Ints, left_ends: Ints, right: Bytes, right_starts: Ints, right_ends: Ints, separator: int) -> tuple[Bytes, Ints, Ints]:
+def _append(
+    left: Bytes, left_starts: Ints, left_ends: Ints, right: Bytes, right_starts: Ints, right_ends: Ints, separator: int
+) -> tuple[Bytes, Ints, Ints]:
     n = len(left_starts)
     size = n * VARINT_MAX
     for i in range(n):

@@ -366,7 +366,6 @@ def _answer(
     asked: int,
     rows: Any,
     row: int,
-
 ) -> None:
     """Write what all views say as of `asked` into a row; the question's own inputs keep their places free."""
     for feature in range(len(features)):
@@ -374,7 +373,7 @@ def _answer(
         for term in range(features[feature, 1], features[feature, 2]):
             one = terms[term, 0]
             slot = slots[event, aggregates[one, VIEW]]
-            x = _aggregate(words, numbers, base[slot], one, asked) if slot >= 0 else np.nan
+            x = _aggregate(words, numbers, base[slot], aggregates, one, asked) if slot >= 0 else np.nan
             total += terms[term, 1] * x
         rows[row, features[feature, 0]] = total
     for view in range(len(ages)):
@@ -384,7 +383,9 @@ def _answer(
 
 _I1, _I2 = types.int64[::1], types.int64[:, ::1]
 _F1, _F2 = types.float64[::1], types.float64[:, ::1]
-_SIGNATURE = types.int64(_I1, _F1, _I1, _I2, _I2, _I1, _I2, _I2, _I2, _I1, _I1, _I1, _I1, _I2, _F2, _I2, _I1, types.float32[:, ::1], _I1, _I1)
+_SIGNATURE = types.int64(
+    _I1, _F1, _I1, _I2, _I2, _I1, _I2, _I2, _I2, _I1, _I1, _I1, _I1, _I2, _F2, _I2, _I1, types.float32[:, ::1], _I1, _I1
+)
 
 
 @njit(_SIGNATURE, cache=True, nogil=True)

@@ -115,7 +115,7 @@ def upper_bound(differences: Floats, confidence: float) -> Bound:
     """The one-sided upper t bound, at `confidence`, on the mean of independent day differences."""
     n = len(differences)
     mean = float(differences.mean()) if n else float("nan")
-    if n < 2:  # noqa: PLR2004  # one day has no spread to judge by
+    if n < 2:  # one day has no spread to judge by
         return Bound(mean, float("inf"), n)
     spread = float(differences.std(ddof=1)) / math.sqrt(n)
     return Bound(mean, mean + float(stdtrit(n - 1, confidence)) * spread, n)

@@ -300,7 +300,7 @@ class Demo:
     async def _offer(self, environment: Mapping[str, str]) -> None:
         forge = Forge(*(Path(environment[f"DRIFTLINE_MODEL_{name}"]) for name in ("STORE", "PRIVATE_KEY", "PUBLIC_KEY")))
         self._bad_model = await offer_bad_model(
-            self._kafka, self._topics, self._registry(), pipeline=PIPELINE, forge=forge, progress=self._progress, clock=self._clock
+            self._kafka, self._topics, self._registry(), pipeline=PIPELINE, forge=forge, clock=self._clock
         )
 
     # The report

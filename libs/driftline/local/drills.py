@@ -20,11 +20,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from driftline.clock import Clock
-from driftline.contracts.messages import Release, Source, Writer, as_messages
+from driftline.contracts.messages import Deployment, Release, Source, Writer, as_messages, facts
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal
-from driftline.local.progress import DAY_MS, Progress
+from driftline.local.progress import DAY_MS
 from driftline.models.bundle import BundleStore, load_private_key, load_public_key
 from driftline.stream.kafka import LogReader, Publisher
 
@@ -49,10 +49,14 @@ class Plan:
 
 
 def make_plan(days: int, kills: bool) -> Plan:
-    """The drills of a play of `days` days; none when `kills` is false, or the play is too short."""
-    if not kills or days < DAYS_MIN:
+    """
+    The drills of a play of `days` days: none when it is too short, only the bad model when `kills` is false. The bad model is
+    on the log, so that a run with kills and one without can be compared.
+    """
+    if days < DAYS_MIN:
         return Plan({}, None)
-    return Plan({int(days * share): name for share, name in zip(KILL_AT, KILLED, strict=True)}, int(days * BAD_MODEL_AT))
+    killed = {int(days * share): name for share, name in zip(KILL_AT, KILLED, strict=True)} if kills else {}
+    return Plan(killed, int(days * BAD_MODEL_AT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +175,14 @@ def inverted(graph: bytes) -> bytes:
     return inverted_graph
 
 
-async def offer_bad_model(
-    kafka: str, topics: Topics, registry: Registry, *, pipeline: str, forge: Forge, progress: Progress, clock: Clock
-) -> BadModel | None:
+async def offer_bad_model(kafka: str, topics: Topics, registry: Registry, *, pipeline: str, forge: Forge, clock: Clock) -> BadModel | None:
     """
     Publish a release, accepted by the operator, of an inverted copy of the champion. None when there is no champion yet.
 
-    Call it while the player holds still.
+    Call it while the player holds still: who is champion, and what time it is, are read from the log.
     """
-    champion = next((arm for arm in progress.deployment.arms if arm.role == "champion"), None)
+    standing = await _last_deployment(kafka, topics, registry)
+    champion = next((arm for arm in standing.arms if arm.role == "champion"), None)
     if champion is None:
         return None
     model, digest = await asyncio.to_thread(forge.invert, pipeline, champion.digest)
@@ -189,7 +192,7 @@ async def offer_bad_model(
         verdict="accepted",
         reason="offered past the gate on purpose: every score is inverted",
         first=False,
-        time=progress.time,
+        time=standing.time,
         trigger="operator",
         command="",
         who="operator",
@@ -204,7 +207,18 @@ async def offer_bad_model(
         )
     finally:
         await publisher.stop()
-    return BadModel(model, digest, champion.digest, progress.time)
+    return BadModel(model, digest, champion.digest, standing.time)
+
+
+async def _last_deployment(kafka: str, topics: Topics, registry: Registry) -> Deployment:
+    reader = LogReader(kafka, topics.deployments, registry)
+    await reader.start()
+    try:
+        tables = [table for batch in (await reader.read_to()).values() if (table := batch[Deployment.message]) is not None]
+        answers: list[Deployment] = [fact for table in tables for fact in facts(table)]
+        return answers[-1] if answers else Deployment.none()
+    finally:
+        await reader.stop()
 
 
 def bad_model_fate(bad: BadModel, deployments: list[dict[str, Any]]) -> dict[str, Any]:

@@ -142,8 +142,8 @@ def status_line(scene: Scene, progress: Progress, meters: Meters) -> str:
 
 
 def days_played(scene: Scene, progress: Progress) -> int:
-    """How many days have been published."""
-    return max(0, (progress.time - scene.start_ms) // DAY_MS)
+    """How many days have been published; those without questions at the end, in which answers mature, are not counted."""
+    return min(scene.days, max(0, (progress.time - scene.start_ms) // DAY_MS))
 
 
 def story_line(line: Line) -> str:

@@ -312,8 +312,8 @@ class Player:
 
     async def run(self) -> None:
         """Play it all. Raises Fatal when the loop does not answer; whatever happens, the run dir gets its player.json."""
-        script = Script(self._pipeline.streams, self._applications, self._play, self._register())
         try:
+            script = Script(self._pipeline.streams, self._applications, self._play, self._register())
             await self._start()
             await self._days(script)
             self.story.finished = True

@@ -80,6 +80,7 @@ def findings(run: Run, logs: Logs) -> dict[str, Any]:
         **learned(logs),
         "retrains": retrains(logs),
         "moves": moves(logs),
+        "rows_digest": rows_digest(logs.answers, logs.rows),
         "last_champion": trained_on_what_was_served(logs),
         "bad_model": fate(run.bad_model, logs),
         "drills": [kill.to_dict() for kill in run.kills],
@@ -226,7 +227,21 @@ def fate(bad: BadModel | None, logs: Logs) -> dict[str, Any] | None:
     return None if bad is None else bad_model_fate(bad, [asdict(one) for one in logs.deployments])
 
 
-# Trained on what was served
+# The rows
+
+
+def rows_digest(answers: pl.DataFrame, rows: Rows) -> str:
+    """
+    SHA-256 over id and row of every served answer, in order of the ids: the same for two runs exactly when every row is the
+    same, byte for byte. `answers` and `rows` are in one order.
+    """
+    content = hashlib.sha256()
+    ids = answers["id"].to_list()
+    packed = np.ascontiguousarray(rows.packed, "<f4")
+    for at in np.argsort(np.array(ids, "S"), kind="stable").tolist() if ids else ():
+        content.update(ids[at].encode())
+        content.update(packed[at].tobytes())
+    return content.hexdigest()
 
 
 def trained_on_what_was_served(logs: Logs) -> dict[str, Any] | None:
@@ -434,6 +449,7 @@ def _right(found: Mapping[str, Any]) -> list[str]:
     if last is not None:
         same = "equal" if last["dataset"] == last["rebuilt"] else "DIFFERENT"
         lines.append(f"rows {last['model']} was trained on = rows served  {same} ({last['rows']:,} rows, digest {last['dataset'][:12]})")
+    lines.append(f"digest of all rows by id, for comparing runs   {found['rows_digest'][:24]}")
     lines += [_kill_line(one) for one in found["drills"]]
     return _block("Was it right?", lines)
 
@@ -498,7 +514,7 @@ def _cost(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{found['wall_s']:.0f} s in all; the player waited {waited['report_s']:.0f} s for reports, "
         f"{waited['trainer_s']:.0f} s for trainings, {waited['rollout_s']:.0f} s for the rollout",
-        f"CPU a message    services {sum(value for name, value in cpu.items() if name not in OUTSIDE):,.0f} µs, "
+        f"CPU a message    {sum(value for name, value in cpu.items() if name not in OUTSIDE):,.0f} µs in our own processes, "
         + ", ".join(f"{name} {cpu[name]:,.0f} µs" for name in OUTSIDE if name in cpu),
     ]
     lines += [f"  {name:<12} {value:>8,.1f} µs   {memory.get(name, 0):>7,.0f} MB at most" for name, value in cpu.items()]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it comes with onnx, without types
 
 from driftline.errors import Invalid
 
@@ -117,12 +117,12 @@ def _check_ends(graph: onnx.GraphProto) -> int:
     if [value.name for value in graph.input] != [INPUT]:
         raise Invalid(f"the graph must have one input called {INPUT!r}, it has {[value.name for value in graph.input]}")
     width = _dimensions(graph.input[0])
-    if len(width) != 2 or not 0 < width[1] <= FEATURES_MAX:  # noqa: PLR2004  # a matrix
+    if len(width) != 2 or not 0 < width[1] <= FEATURES_MAX:  # a matrix
         raise Invalid(f"the graph's input must be a matrix with a fixed number of columns, its shape is {width}")
     if len(graph.output) != 1:
         raise Invalid(f"the graph must have one output, it has {len(graph.output)}")
     out = _dimensions(graph.output[0])
-    if len(out) not in (1, 2) or (len(out) == 2 and out[1] != 1):  # noqa: PLR2004  # a column
+    if len(out) not in (1, 2) or (len(out) == 2 and out[1] != 1):  # a column
         raise Invalid(f"the graph must give one probability a row, the shape of its output is {out}")
     return width[1]
 
@@ -158,7 +158,7 @@ class Session:
         depend on the rows beside it. Raises Invalid when the width is not the graph's, or when the graph fails to run.
         """
         n = len(matrix)
-        if matrix.ndim != 2 or matrix.shape[1] != self.features:  # noqa: PLR2004  # a matrix
+        if matrix.ndim != 2 or matrix.shape[1] != self.features:  # a matrix
             raise Invalid(f"the model takes {self.features} features, the matrix has the shape {matrix.shape}")
         if n == 0:
             return np.empty(0, np.float32)

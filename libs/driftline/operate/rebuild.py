@@ -14,6 +14,7 @@ from typing import cast
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from redis.asyncio import Redis
 
@@ -27,6 +28,7 @@ from driftline.stream.ledger import Entry, connect, prefix_of
 STATEFUL = {"feature": ("feature",), "labeler": ("labeler",), "drift": ("drift-journal", "drift-examples", "drift")}
 KEPT = b"before:"  # in front of the old rows while they wait to be compared
 GROUP_ID_NOT_FOUND = 69
+COORDINATOR_TRIES = 20
 ROWS_AT_ONCE = 1_000
 POLL_S = 1.0
 
@@ -68,12 +70,24 @@ async def _delete_offsets(kafka: str, groups: Sequence[str]) -> None:
     await admin.start()
     try:
         for group in groups:
-            answer = await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
+            answer = await admin._send_request(DeleteGroupsRequest([group]), await _coordinator(admin, group))
             for name, error in answer.results:
                 if error not in (0, GROUP_ID_NOT_FOUND):
                     raise Fatal(f"the offsets of the group {name} could not be deleted: Kafka's error {error}")
     finally:
         await admin.close()
+
+
+async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
+    """The broker that keeps the group's offsets; a cluster in which nobody has committed yet takes a moment to choose one."""
+    for _ in range(COORDINATOR_TRIES):
+        try:
+            broker: int = await admin.find_coordinator(group)
+        except GroupCoordinatorNotAvailableError:
+            await asyncio.sleep(POLL_S)
+        else:
+            return broker
+    raise Fatal(f"Kafka names no coordinator for the group {group}")
 
 
 async def _partitions(client: Redis, group: str) -> list[int]:

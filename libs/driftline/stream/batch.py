@@ -111,7 +111,8 @@ def take(column: Column, index: npt.NDArray[Any]) -> Column:
     if isinstance(column, Varlen):
         return column.take(index)
     if isinstance(column, np.ndarray):
-        return column[index]
+        taken: npt.NDArray[Any] = column[index]
+        return taken
     positions = np.flatnonzero(index) if index.dtype == np.bool_ else index
     return [column[position] for position in positions.tolist()]
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from driftline.errors import Fatal, Invalid
 from driftline.metrics import metric
-from driftline.stream.batch import Messages, Refused, Varlen
+from driftline.stream.batch import Column, Messages, Refused, Varlen
 from driftline.stream.records import Polled
 
 REASONS = ("undecodable", "contract", "missing_id", "bad_time", "future", "too_large", "schema", "poison", "late")
@@ -26,7 +26,7 @@ class DeadLetters:
     Makes dead letters for one process. `sealed` names the topics whose records hold personal fields: theirs are encrypted.
     """
 
-    def __init__(self, pipeline: str, service: str, source: int, limit: int, key: bytes = b"", sealed: Collection[str] = ()) -> None:
+    def __init__(self, pipeline: str, service: str, source: int, limit: int, *, key: bytes = b"", sealed: Collection[str] = ()) -> None:
         self._pipeline = pipeline
         self._service = service
         self._source = source
@@ -57,7 +57,7 @@ class DeadLetters:
         at = [place[one.offset] for one in refused]
         sealed = topic in self._sealed
         offsets = np.array([one.offset for one in refused], np.int64)
-        columns = {
+        columns: dict[str, Column] = {
             "source": np.full(n, source, np.int64),
             "partition": np.full(n, partition, np.int64),
             "offset": offsets,

@@ -197,7 +197,7 @@ class Publisher:
     """A sink with its encoder, for processes that are no worker: the trainer, the rollout, operators' commands."""
 
     def __init__(
-        self, kafka: str, topics: Topics, registry: SchemaRegistry, writer: int, clock: Clock | None = None, client: str = "driftline"
+        self, kafka: str, topics: Topics, registry: SchemaRegistry, writer: int, clock: Clock | None = None, *, client: str = "driftline"
     ) -> None:
         self._kafka = kafka
         self._kinds = topics.by_kind()
@@ -284,9 +284,10 @@ class LogReader:
         wanted = [at for at in self._partitions if goal is None or self.positions[at.partition] < goal.get(at.partition, 0)]
         polled = await consumer.getmany(*wanted, timeout_ms=timeout_ms, max_records=20_000)
         batches = []
-        for at, records in polled.items():
-            if goal is not None and records[-1].offset >= goal[at.partition]:
-                records = [record for record in records if record.offset < goal[at.partition]]
+        for at, found in polled.items():
+            records = found
+            if goal is not None and found[-1].offset >= goal[at.partition]:
+                records = [record for record in found if record.offset < goal[at.partition]]
                 consumer.seek(at, goal[at.partition])
             if not records:
                 self.positions[at.partition] = goal[at.partition] if goal else self.positions[at.partition]

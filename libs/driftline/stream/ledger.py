@@ -124,7 +124,7 @@ class RedisLedger:
                 await pipe.watch(self._key)
                 if await pipe.get(self._key) != self._known:
                     raise Fenced("another process moved the ledger")
-                pipe.multi()
+                pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
                 pipe.mset({**writes, self._key: after})
                 if deletes:
                     pipe.delete(*deletes)

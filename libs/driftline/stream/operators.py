@@ -8,16 +8,17 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from driftline.contracts.registry import Registry
-from driftline.pipeline import Pipeline
 from msgspec import Struct
 
 from driftline.clock import Clock
+from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
-from driftline.stream.batch import Batch, Core
+from driftline.pipeline import Pipeline
+from driftline.stream.batch import Batch, Core, Effects
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, LogReader, Sink, Source, describe
 from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
@@ -63,6 +64,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
     core: Callable[[int, int], Core]  # from the partition, and how many partitions the pipeline's data topics have
     row_format: int | None = None  # None: no state, no ledger
     before: Callable[[Batch], Awaitable[None]] | None = None
+    observe: Callable[[int, Any, Effects], None] | None = None  # partition, core, what it did
 
 
 class Operators:
@@ -125,6 +127,7 @@ class Operators:
             decoder=Decoder(wiring.reads, self._registry),
             dead_letters=DeadLetters(self._pipeline.name, wiring.service, wiring.source, settings.dead_letters_max),
             before=wiring.before,
+            observe=wiring.observe,
             records_max=settings.records_max,
         )
 

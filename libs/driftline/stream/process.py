@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import signal
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,7 @@ from prometheus_client import generate_latest
 
 from driftline.errors import Fatal
 from driftline.logs import log
+from driftline.metrics import metric
 
 STALL_S = 30.0
 DRAIN_S = 20.0
@@ -27,7 +30,8 @@ REQUEST_BYTES_MAX = 8 << 10
 class Part(Protocol):
     """Something that a process runs. `stop` asks it to finish what is in hand; `run` returns when it has."""
 
-    ready: bool
+    @property
+    def ready(self) -> bool: ...
 
     async def run(self) -> None: ...
 
@@ -99,6 +103,7 @@ class Process:
         told = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told.set)
+        _tell_build()
         await self._ops.start(self.troubles)
         tasks = [asyncio.create_task(part.run(), name=f"{self._name}-{at}") for at, part in enumerate(self._parts)]
         waiting = asyncio.create_task(told.wait())
@@ -107,7 +112,7 @@ class Process:
             await self._until_told(tasks, waiting)
         finally:
             await self._drain(tasks, waiting)
-        refused = [part.refused for part in self._parts if getattr(part, "refused", "")]
+        refused = [refused for part in self._parts if (refused := getattr(part, "refused", ""))]
         if refused:
             raise Fatal("; ".join(refused))
 
@@ -116,7 +121,7 @@ class Process:
         while left and not waiting.done():
             done, _ = await asyncio.wait({*left, waiting}, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {waiting}:
-                left.discard(task)  # type: ignore[arg-type]  # only tasks of parts are left here
+                left.discard(task)
                 task.result()
 
     async def _drain(self, tasks: Sequence[asyncio.Task[None]], waiting: asyncio.Task[bool]) -> None:
@@ -142,3 +147,15 @@ class Process:
             elif (stalled := getattr(part, "stalled_s", lambda: 0.0)()) > STALL_S:
                 found.append(f"part {at} has been behind without moving for {stalled:.0f} s")
         return found
+
+
+def _tell_build() -> None:
+    labels = {"version": _version("driftline"), "python": platform.python_version(), "onnxruntime": _version("onnxruntime")}
+    metric("driftline_build_info").labels(**labels).set(1)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"

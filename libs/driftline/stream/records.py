@@ -14,8 +14,8 @@ import msgspec
 import numba
 import numpy as np
 import numpy.typing as npt
-from driftline.contracts.avro import Codec, explain, frame, unpack_strings
 
+from driftline.contracts.avro import Codec, explain, frame, unpack_strings
 from driftline.contracts.messages import schema as message_schema
 from driftline.contracts.topics import Topic
 from driftline.errors import Invalid
@@ -240,7 +240,8 @@ def _json_lines(message: str, columns: Mapping[str, Column]) -> list[bytes]:
 
 def _json_column(column: Column, kind: Any) -> Sequence[Any]:
     if isinstance(column, np.ndarray):
-        return np.round(column.astype(np.float64), 6).tolist() if column.dtype.kind == "f" else column.tolist()
+        numbers: list[Any] = (np.round(column.astype(np.float64), 6) if column.dtype.kind == "f" else column).tolist()
+        return numbers
     values = column.tolist() if isinstance(column, Varlen) else column
     if isinstance(kind, dict) and kind["type"] == "array":
         return [unpack_strings(value) if isinstance(value, bytes) else value for value in values]

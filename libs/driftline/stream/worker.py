@@ -20,9 +20,10 @@ what it repeats is dropped downstream.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from driftline.clock import Clock
@@ -61,6 +62,7 @@ class Operator:
     decoder: Decoder
     dead_letters: DeadLetters
     before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
+    observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
 
 
@@ -76,6 +78,7 @@ class Worker:
         self._moved_at = clock.monotonic_s()
         self._position = 0
         self._end: int | None = None
+        self._applied_ms = 0
         self.ready = False
         self.refused = ""  # why this partition must not go on
 
@@ -107,7 +110,7 @@ class Worker:
     async def _go_on(self, session: _Session) -> None:
         while not self._stopping.is_set():
             moved = await session.round()
-            self._position, self._end = session.position, session.end
+            self._position, self._end, self._applied_ms = session.position, session.end, session.applied_ms
             if moved or not self.behind:
                 self._moved_at = self._clock.monotonic_s()
             self._observe()
@@ -116,7 +119,9 @@ class Worker:
     def _observe(self) -> None:
         labels = {**self._labels, "partition": str(self._partition)}
         metric("driftline_lag_messages").labels(**labels).set(max(0, (self._end or 0) - self._position))
-        metric("driftline_progress_timestamp_seconds").labels(**labels).set(self._clock.now_ms() / 1000)
+        now_ms = self._clock.now_ms()
+        metric("driftline_lag_seconds").labels(**labels).set((now_ms - self._applied_ms) / 1000 if self.behind else 0)
+        metric("driftline_progress_timestamp_seconds").labels(**labels).set((now_ms - 1000 * self.stalled_s()) / 1000)
 
     @property
     def behind(self) -> bool:
@@ -153,11 +158,16 @@ class _Session:
         self._idle_since = self._marked_at = clock.monotonic_s()
         self._marked = -1
         self.position = 0
+        self.applied_ms = clock.now_ms()  # timestamp of the last record applied
         self._count = {
             outcome: metric("driftline_messages_total").labels(
                 pipeline=operator.pipeline, service=operator.service, topic=operator.topic, outcome=outcome
             )
             for outcome in ("applied", "duplicate", "late", "dead_lettered", "tick", "broadcast")
+        }
+        self._spent = {
+            stage: metric("driftline_step_duration_seconds").labels(pipeline=operator.pipeline, service=operator.service, stage=stage)
+            for stage in ("decode", "open", "step", "send", "commit")
         }
         self._read = metric("driftline_messages_read_total").labels(
             pipeline=operator.pipeline, service=operator.service, topic=operator.topic
@@ -241,7 +251,8 @@ class _Session:
         if self._is_poison():
             await self._give_up(polled)
             return True
-        batch, refused = self._operator.decoder.decode(self._partition, polled)
+        with self._timed("decode"):
+            batch, refused = self._operator.decoder.decode(self._partition, polled)
         if self._operator.before is not None:
             await self._operator.before(batch)
         while True:
@@ -262,20 +273,25 @@ class _Session:
 
     async def _apply(self, batch: Batch, undecoded: Sequence[Refused], polled: Polled) -> None:
         fresh, seen = drop_seen(batch, self._seen) if self._ledger is not None else (batch, self._seen)
-        await self._load(fresh)
-        effects = self._core.step(fresh) if len(fresh) else Effects()
+        with self._timed("open"):
+            await self._load(fresh)
+        with self._timed("step"):
+            effects = self._core.step(fresh) if len(fresh) else Effects()
         refused = [*undecoded, *effects.refused]
         letters = self._operator.dead_letters.of(self._operator.topic, self._partition, polled, refused)
         now_ms = self._clock.now_ms()
-        await self._sink.send([*effects.messages, *letters], self._partition, now_ms)
+        with self._timed("send"):
+            await self._sink.send([*effects.messages, *letters], self._partition, now_ms)
         if self._ledger is not None:
             entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
-            await self._ledger.commit(entry, effects.state)
+            with self._timed("commit"):
+                await self._ledger.commit(entry, effects.state)
             metric("driftline_ledger_commits_total").labels(
                 pipeline=self._operator.pipeline, service=self._operator.service, result="applied"
             ).inc()
         self._seen = seen
         self.position = batch.next_offset
+        self.applied_ms = polled.timestamps[bisect.bisect_left(polled.offsets, batch.next_offset) - 1]
         await self._progress()
         self._read.inc(sum(batch.first_offset <= offset < batch.next_offset for offset in polled.offsets))
         self._tally(effects, len(batch) - len(fresh), len(refused))
@@ -329,6 +345,15 @@ class _Session:
             self._count[outcome].inc(n)
         self._count["duplicate"].inc(copies)
         self._count["dead_lettered"].inc(refused)
+
+        if self._operator.observe is not None:
+            self._operator.observe(self._partition, self._core, effects)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = self._clock.monotonic_s()
+        yield
+        self._spent[stage].observe(self._clock.monotonic_s() - began)
 
     async def close(self) -> None:
         """Let go of everything; what was not acked is forgotten."""

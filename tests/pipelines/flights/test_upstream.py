@@ -47,7 +47,6 @@ def at(*parts: int) -> int:
     return int(datetime(*parts, tzinfo=UTC).timestamp()) * 1000  # type: ignore[misc]  # a date in parts
 
 
-
 def schema_of(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.v1.avsc").read_text())
 

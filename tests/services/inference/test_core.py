@@ -54,7 +54,7 @@ def champion(digest=ONE, share=1.0):
     return Arm("champion", f"flights-{digest[0]}", digest, share)
 
 
-def rows_of(pipeline, features, versions, ages=None, keys=None, layout=None, first_offset=100):
+def rows_of(pipeline, features, versions, *, ages=None, keys=None, layout=None, first_offset=100):
     """A table of rows as feature writes them. `features` is a list of dicts by feature name; others are 0."""
     n = len(features)
     names = pipeline.layout.names

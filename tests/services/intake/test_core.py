@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driftline.features.murmur2 import partitions_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driftline.features.murmur2 import partitions_of
 from driftline.stream.batch import Varlen
 from services.intake.core import FOREVER, Intake
 from services.intake.parse import Arrived

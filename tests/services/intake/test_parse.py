@@ -9,9 +9,9 @@ from typing import Any
 
 import fastavro
 import pytest
+
 from driftline.contracts.avro import Codec, frame
 from driftline.contracts.registry import MemoryRegistry
-
 from driftline.errors import Fatal
 from driftline.stream.batch import Varlen
 from driftline.stream.records import Polled

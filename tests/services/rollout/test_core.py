@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from driftline import Rollout
-from driftline.contracts.messages import Deployment, Operator, Release, Report
 from hypothesis import given
 from hypothesis import strategies as st
 
+from driftline import Rollout
+from driftline.contracts.messages import Deployment, Operator, Release, Report
 from services.rollout.core import QUEUE_MAX, WATCH_MS, Decision, Fact, decide
+from services.rollout.guards import fault_of
 from services.rollout.machine import MOVES, Event, IllegalMove, Stage, State, moved
 
 DAY = 86_400_000
@@ -202,13 +203,13 @@ def test_a_candidate_that_scored_too_few_rows_waits():
     ("fault", "words"),
     [
         ({"nan": 3}, "no score"),
-        ({"psi_vs_champion": 0.51}, "PSI 0.51"),
+        ({"psi_vs_champion": 1.01}, "PSI 1.01"),
         ({"paired_mean_difference": 0.21}, "2.05 times"),
         ({"paired_mean_difference": -0.11}, "0.45 times"),
-        ({"paired_alert_rate": 0.26}, "2.60 times"),
-        ({"paired_alert_rate": 0.03}, "0.30 times"),
+        ({"paired_alert_rate": 0.26}, "alerts on 26.0%"),
+        ({"paired_alert_rate": 0.03}, "alerts on 3.0%"),
         ({"paired_n": 0, "mean": 0.41}, "2.05 times"),
-        ({"paired_n": 0, "alert_rate": 0.26}, "2.60 times"),
+        ({"paired_n": 0, "alert_rate": 0.26}, "alerts on 26.0%"),
     ],
 )
 def test_a_guardrail_refuses_a_candidate_in_shadow_and_takes_it_back_in_canary(fault: dict[str, float], words: str):
@@ -234,7 +235,7 @@ def test_a_broken_guardrail_weighs_more_than_the_time_that_is_up():
     play.release("m-2")
     for _ in range(2):
         play.quiet_report()
-    assert play.report(models=play.models(psi_vs_champion=1.0)).move == "refused"
+    assert play.report(models=play.models(psi_vs_champion=1.5)).move == "refused"
 
 
 def test_few_rows_break_no_guardrail():
@@ -483,3 +484,14 @@ def test_whatever_comes_the_deployment_is_sound(facts: list[tuple[str, Any, Any,
         assert len({arm.digest for arm in answer.arms}) == len(answer.arms)
         assert len({arm.digest for arm in answer.shadows}) == len(answer.shadows)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(play.state), type=State) == play.state
+
+
+def test_a_candidate_that_brings_the_alerts_back_to_what_is_declared_is_no_fault():
+    """
+    The champion alerts on four rows of ten since the world moved; its successor on one of ten, as the pipeline declares.
+    """
+    body = {"alert_rate_declared": 0.1, "models": {"new": {"n": 900, **PAIRED, "paired_champion_alert_rate": 0.4}}}
+    assert fault_of(body, "new", "old") is None
+    assert "alerts on 2.0%" in str(
+        fault_of({**body, "models": {"new": {**body["models"]["new"], "paired_alert_rate": 0.02}}}, "new", "old")
+    )

@@ -44,6 +44,19 @@ def candidate_of(pipeline, world, day, *, first, model="flights-1"):
     return core.train_model(dataset_of(pipeline, world, until), pipeline, order, until)
 
 
+@pytest.fixture(scope="module")
+def candidates(pipeline):
+    """Candidates of the plain world, each trained once."""
+    known = {}
+
+    def get(world, day, *, first):
+        if (day, first) not in known:
+            known[day, first] = candidate_of(pipeline, world, day, first=first)
+        return known[day, first]
+
+    return get
+
+
 def as_model(candidate, tmp_path):
     store = BundleStore(tmp_path / "models", KEY.public_key())
     return Model(store.get(store.put(candidate.manifest, candidate.onnx, KEY)))
@@ -64,9 +77,7 @@ def test_a_command_that_was_answered_under_another_offset_is_a_duplicate(pipelin
     The same id again; the answered copy itself is not one.
     """
     state = State().with_trained([3], [ended(0, id="flights-quality-1")])
-    assert core.decide(command(50), 7, state, pipeline) == Held(
-        "duplicate", "the command flights-quality-1 has been answered already"
-    )
+    assert core.decide(command(50), 7, state, pipeline) == Held("duplicate", "the command flights-quality-1 has been answered already")
     assert core.decide(command(50), 3, state, pipeline) is None
 
 
@@ -174,11 +185,11 @@ def test_a_forward_chained_day_is_predicted_from_matured_days_alone(pipeline, wo
 # ---- training
 
 
-def test_the_first_model_trains_on_all_matured_rows_and_beats_the_base_rate(pipeline, world):
+def test_the_first_model_trains_on_all_matured_rows_and_beats_the_base_rate(pipeline, world, candidates):
     """
     And says in its manifest what it was made of.
     """
-    candidate = candidate_of(pipeline, world, 14, first=True)
+    candidate = candidates(world, 14, first=True)
     verdict = core.judge(candidate, pipeline, None, refresh=False)
     manifest = candidate.manifest
     matured = world.asked + world.horizon_ms <= world.start + 14 * DAY_MS
@@ -192,11 +203,11 @@ def test_the_first_model_trains_on_all_matured_rows_and_beats_the_base_rate(pipe
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_training_again_gives_the_same_bundle(pipeline, world, worlds, first):
+def test_training_again_gives_the_same_bundle(pipeline, world, worlds, candidates, first):
     """
     The same log, read anew: the same digest. Other rows: another.
     """
-    one = candidate_of(pipeline, world, 14, first=first)
+    one = candidates(world, 14, first=first)
     assert candidate_of(pipeline, world, 14, first=first).digest == one.digest
     assert candidate_of(pipeline, worlds(seed=6), 14, first=first).digest != one.digest
 
@@ -232,21 +243,21 @@ def test_a_challenger_that_has_seen_the_world_turn_beats_a_champion_that_has_not
     assert verdict.metrics["champion"]["auc"] < 0.5 < verdict.metrics["challenger"]["auc"]
 
 
-def test_a_challenger_that_is_the_champion_again_is_refused(pipeline, world, tmp_path):
+def test_a_challenger_that_is_the_champion_again_is_refused(pipeline, world, candidates, tmp_path):
     """
     The same bytes are not better, in a retraining for quality as in a scheduled one.
     """
-    same = candidate_of(pipeline, world, 14, first=False)
+    same = candidates(world, 14, first=False)
     champion = as_model(same, tmp_path)
     for refresh in (False, True):
         assert not core.judge(same, pipeline, champion, refresh=refresh).accepted
 
 
-def test_a_champion_of_other_features_cannot_be_compared(pipeline, world, tmp_path):
+def test_a_champion_of_other_features_cannot_be_compared(pipeline, world, candidates, tmp_path):
     """
     A changed definition needs its own way to a first model; it is not judged by columns that mean something else.
     """
-    candidate = candidate_of(pipeline, world, 14, first=False)
+    candidate = candidates(world, 14, first=False)
     champion = as_model(candidate, tmp_path)
     champion.manifest = msgspec.structs.replace(candidate.manifest, layout="another")
     with pytest.raises(Invalid, match="another"):
@@ -279,12 +290,12 @@ def test_the_threshold_lets_the_declared_share_alert():
 # ---- releases
 
 
-def test_a_release_carries_all_that_the_verdict_rests_on(pipeline, world, command, tmp_path):
+def test_a_release_carries_all_that_the_verdict_rests_on(pipeline, world, candidates, command, tmp_path):
     """
     As JSON, with the base rate where rollout looks for it.
     """
-    candidate = candidate_of(pipeline, world, 14, first=False)
-    champion = as_model(candidate_of(pipeline, world, 10, first=True), tmp_path)
+    candidate = candidates(world, 14, first=False)
+    champion = as_model(candidates(world, 14, first=True), tmp_path)
     verdict = core.judge(candidate, pipeline, champion, refresh=False)
     told = core.evidence(candidate, verdict, champion, looks=1, without_row=2)
     release = core.release(command(14), candidate, verdict, told)
@@ -298,23 +309,23 @@ def test_a_release_carries_all_that_the_verdict_rests_on(pipeline, world, comman
     assert release.verdict == ("accepted" if verdict.accepted else "refused")
 
 
-def test_a_release_without_a_champion_is_the_first(pipeline, world, command):
+def test_a_release_without_a_champion_is_the_first(pipeline, world, candidates, command):
     """
     Rollout lets it go live at once.
     """
-    candidate = candidate_of(pipeline, world, 14, first=True)
+    candidate = candidates(world, 14, first=True)
     verdict = core.judge(candidate, pipeline, None, refresh=False)
     release = core.release(command(14), candidate, verdict, core.evidence(candidate, verdict, None, looks=1, without_row=0))
     assert (release.first, release.verdict) == (True, "accepted")
     assert core.trained(command(14), "accepted", "", 9, release).digest == candidate.digest
 
 
-def test_a_strict_gate_refuses_with_its_reason(pipeline, world, command):
+def test_a_strict_gate_refuses_with_its_reason(pipeline, world, candidates, command):
     """
     Too few rows: the release is published all the same, as refused.
     """
     strict = dataclasses.replace(pipeline, gate=Gate(rows_min=1_000_000))
-    candidate = candidate_of(strict, world, 14, first=True)
+    candidate = candidates(world, 14, first=True)
     verdict = core.judge(candidate, strict, None, refresh=False)
     release = core.release(command(14), candidate, verdict, core.evidence(candidate, verdict, None, looks=1, without_row=0))
     assert release.verdict == "refused"

@@ -13,13 +13,16 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from driftline.contracts.avro import Codec, column, explain, flat_type, frame, pack_strings, schema_id_of, unpack_strings, warm
 from driftline.contracts.messages import schema
 from driftline.errors import Invalid
 from driftline.stream.batch import Varlen, take
+
+# The first text that hypothesis makes takes seconds on a busy machine.
+PATIENTLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TIMESTAMP = {"type": "long", "logicalType": "timestamp-millis"}
 STRINGS = {"type": "array", "items": "string"}
@@ -161,7 +164,7 @@ def read_strictly(parsed: dict[str, Any], value: bytes) -> Any:
 
 def listed(kind: Any, given: Any) -> list[Any]:
     """A column as Python values, without the code under test."""
-    inner = [one for one in kind if one != "null"][0] if isinstance(kind, list) else kind
+    inner = next(one for one in kind if one != "null") if isinstance(kind, list) else kind
     name = inner["type"] if isinstance(inner, dict) else inner
     if isinstance(given, Varlen):
         read = {"bytes": bytes, "array": lambda value: list(unpack_strings(value))}.get(name, bytes.decode)
@@ -181,6 +184,7 @@ def columns_of(parsed: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, 
     return {field["name"]: column(field["type"], [row[field["name"]] for row in rows]) for field in parsed["fields"]}
 
 
+@PATIENTLY
 @given(tables())
 def test_columns_become_the_bytes_that_fastavro_writes(table):
     """
@@ -190,6 +194,7 @@ def test_columns_become_the_bytes_that_fastavro_writes(table):
     assert [by_fastavro(parsed, row) for row in rows] == Codec(parsed).encode(columns_of(parsed, rows)).tolist()
 
 
+@PATIENTLY
 @given(tables())
 def test_what_fastavro_writes_becomes_columns(table):
     """
@@ -225,6 +230,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@PATIENTLY
 @given(spoilt())
 def test_a_record_is_bad_exactly_when_the_specification_does_not_allow_it(case):
     """
@@ -241,6 +247,7 @@ def test_a_record_is_bad_exactly_when_the_specification_does_not_allow_it(case):
         assert all(same(row[name], wanted[name]) for name in row if name not in big)
 
 
+@PATIENTLY
 @given(spoilt())
 def test_nothing_is_let_in_that_fastavro_would_not_read_alike(case):
     """
@@ -259,6 +266,7 @@ def test_nothing_is_let_in_that_fastavro_would_not_read_alike(case):
             assert all(same(ours[name], theirs[name]) for name in ours if name not in big)
 
 
+@PATIENTLY
 @given(st.binary(max_size=60))
 def test_no_bytes_whatever_stop_the_decoder(value):
     """
@@ -437,7 +445,7 @@ def test_records_within_records_are_lists_and_the_rest_columns():
     """
     codec = Codec(schema("clock"))
     ends = [[{"topic": "a", "partition": 0, "offset": 7}], []]
-    header = dict.fromkeys(("source", "partition", "offset", "index", "event_offset", "writer"), [1, 2])
+    header = {name: [1, 2] for name in codec.fields[:6]}
     octets = codec.encode({**header, "time": [5, 6], "deployment": [0, 0], "ends": ends, "last": [False, True]}).tolist()
     columns, bad = codec.decode(Varlen.of([octets[0], octets[1] + b"x", octets[0][:-3]]))
     assert bad.tolist() == [False, True, True]
@@ -458,6 +466,7 @@ def test_a_record_within_a_record_that_does_not_fit_is_refused():
     assert "secret" not in str(caught.value)
 
 
+@PATIENTLY
 @given(st.lists(st.text(max_size=200), max_size=80))
 def test_strings_are_packed_as_avro_packs_them(texts):
     """

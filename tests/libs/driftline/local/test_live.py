@@ -28,10 +28,14 @@ def played() -> Progress:
     """Ten days, a champion beside its frozen self, a candidate on a quarter of the keys."""
     progress = Progress()
     arms = (Arm("champion", "flights-1", "a", 0.75), Arm("canary", "flights-2", "b", 0.25))
-    progress.take(Deployment(3, "canary", "canary", "a quarter of the keys", START + 9 * DAY, arms, (Arm("frozen", "flights-1", "a", 0.0),), "", 0.2))
+    progress.take(
+        Deployment(3, "canary", "canary", "a quarter of the keys", START + 9 * DAY, arms, (Arm("frozen", "flights-1", "a", 0.0),), "", 0.2)
+    )
     for day in range(10):
         quality_of_day = [quality(day, "champion", 0.70 + day / 100), quality(day, "frozen", 0.7)]
-        progress.take(report(day, quality=quality_of_day, inputs={"wind": {"psi": day / 10}, "hour": {"psi": None}}, alarms=[{}], trainable_rows=900))
+        progress.take(
+            report(day, quality=quality_of_day, inputs={"wind": {"psi": day / 10}, "hour": {"psi": None}}, alarms=[{}], trainable_rows=900)
+        )
     progress.take(ClockRecord(START + 10 * DAY, 3, (), False))
     return progress
 
@@ -57,7 +61,16 @@ def test_the_picture_names_day_models_quality_and_the_most_drifted_input():
     Everything that an onlooker asks for is on it.
     """
     text = "\n".join(picture(SCENE, played(), Meters(read={"intake": 1234.0}, behind={"feature": 5.0}), 110))
-    for shown in ("10 January 2013", "day 10 of 70", "1,234", "behind 5", "flights-2 (canary 25%)", "flights-1 (frozen)", "PSI 0.90", "wind"):
+    for shown in (
+        "10 January 2013",
+        "day 10 of 70",
+        "1,234",
+        "behind 5",
+        "flights-2 (canary 25%)",
+        "flights-1 (frozen)",
+        "PSI 0.90",
+        "wind",
+    ):
         assert shown in text
 
 
@@ -153,7 +166,10 @@ def test_a_metrics_page_is_read_with_labels_and_exponents():
     Comments are skipped; what has no labels has none.
     """
     page = '# HELP x y\n# TYPE x counter\ndriftline_x_total{topic="a b",outcome="applied"} 1.5e+03\ndriftline_y 2.0\n'
-    assert list(samples(page)) == [Sample("driftline_x_total", {"topic": "a b", "outcome": "applied"}, 1500.0), Sample("driftline_y", {}, 2.0)]
+    assert list(samples(page)) == [
+        Sample("driftline_x_total", {"topic": "a b", "outcome": "applied"}, 1500.0),
+        Sample("driftline_y", {}, 2.0),
+    ]
     assert total(list(samples(page)), "driftline_x_total", topic="a b") == 1500.0
     assert total(list(samples(page)), "driftline_x_total", topic="other") == 0.0
 

@@ -15,7 +15,7 @@ from driftline.local.child import Usage
 from driftline.local.drills import BadModel, Kill
 from driftline.local.evidence import KINDS, Logs, Rows
 from driftline.local.progress import Sample
-from driftline.local.report import Run, as_text, findings, learned, sums
+from driftline.local.report import Run, as_text, findings, learned, rows_digest, sums
 
 DAY = 86_400_000
 START = 1_356_998_400_000  # 1 January 2013
@@ -215,6 +215,20 @@ def test_a_row_that_differs_in_one_bit_from_what_was_trained_on_is_found():
     packed[2, 1] = np.nextafter(packed[2, 1], np.float32(9))
     logs.rows = replace(logs.rows, packed=packed)
     assert broken_promises(run, logs) == ["rows trained on are the rows served, byte for byte"]
+
+
+def test_two_runs_with_the_same_rows_have_one_digest_whatever_the_order_and_the_partitions():
+    """
+    Rows are compared by id; one bit makes another digest.
+    """
+    _, logs = healthy()
+    back = np.arange(4)[::-1]
+    turned = replace(
+        logs.rows, partition=logs.rows.partition[back] + 3, event_offset=logs.rows.event_offset[back], packed=logs.rows.packed[back]
+    )
+    assert rows_digest(logs.answers[back], turned) == rows_digest(logs.answers, logs.rows)
+    turned.packed[0, 0] += 1
+    assert rows_digest(logs.answers[back], turned) != rows_digest(logs.answers, logs.rows)
 
 
 def test_a_retrain_command_that_nobody_answered_breaks_its_promise():

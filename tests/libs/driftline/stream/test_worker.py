@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
-from driftline.contracts.registry import MemoryRegistry
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Source as From
 from driftline.contracts.messages import Writer
+from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.errors import Recoverable
 from driftline.stream.batch import Batch, Effects, Messages, Varlen

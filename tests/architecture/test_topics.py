@@ -1,0 +1,61 @@
+"""The files of schemas/topics: who writes and who reads, as the design allows it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from driftline.contracts.topics import load_kinds
+from driftline.errors import Invalid
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+TOPICS = ROOT / "schemas" / "topics"
+MERGE_LOGS = {"journal", "summaries", "control", "dead-letters"}  # several writers, all of them named
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TOPICS, tmp_path / "topics"))
+
+
+def test_every_topic_has_one_writer_or_one_reader() -> None:
+    """
+    A fact topic has one writer, a command topic one reader; what several write is a merge log.
+    """
+    kinds = load_kinds(TOPICS)
+    assert len(kinds) == 11
+    shared = {kind.kind for kind in kinds.values() if len(kind.writers) > 1 and len(kind.readers) > 1}
+    assert shared <= MERGE_LOGS
+
+
+def test_only_predictions_are_for_applications() -> None:
+    """
+    What features and journal hold may change with any version; applications read predictions alone.
+    """
+    assert [kind.kind for kind in load_kinds(TOPICS).values() if "applications" in kind.readers] == ["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("retention: forever", "retension: forever", "retension"),
+        ("retention: forever", "retention: a while", "retention"),
+        ("partitions: data", "partitions: 0", "partitions"),
+        ("readers: [labeler, drift, trainer]", "readers: [labeller]", "readers"),
+        ("messages: [answer, outcome, tick]", "messages: [anser]", "messages"),
+        ("dead_letters: true", 'dead_letters: "yes"', "dead_letters"),
+    ],
+)
+def test_a_wrong_line_in_a_topic_file_is_refused(copied: Path, old: str, new: str, named: str) -> None:
+    """
+    A misspelt key or a wrong value is refused with the file's name and the key, instead of being read laxly.
+    """
+    file = copied / "journal.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(Invalid, match=named) as refusal:
+        load_kinds(copied)
+    assert "journal" in str(refusal.value)

@@ -1,0 +1,105 @@
+"""What was refused, looked at and sent again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from rich.console import Console
+
+from driftline.contracts.messages import Source, Writer
+from driftline.errors import Fatal
+from driftline.operate.dead_letters import pii_key, print_letters, print_reasons, read_letters, replay
+from driftline.stream.batch import Refused
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.records import Polled
+
+KEY = bytes(range(32))
+POLLED = Polled([4, 5], [b"k", None], [b"{broken", b"tail N1"], [1_000, 2_000])
+REFUSED = [Refused(4, "undecodable", "no JSON at byte 1"), Refused(5, "contract", "no field asked_at")]
+
+
+async def refuse(place: Any, topic: str, sealed: bool) -> None:
+    letters = DeadLetters(place.pipeline.name, "intake", Source.UPSTREAM, 100, KEY, [topic] if sealed else [])
+    await place.put(Writer.INTAKE, *letters.of(topic, 0, POLLED, REFUSED))
+
+
+async def upstream(place: Any) -> tuple[Any, str]:
+    """The pipeline with its first stream on a topic of this test's own."""
+    topic = f"{place.pipeline.name}-upstream"
+    admin = AIOKafkaAdminClient(bootstrap_servers=place.addresses.kafka)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.close()
+    return replace(place.pipeline, streams=(replace(place.pipeline.streams[0], topic=topic), *place.pipeline.streams[1:])), topic
+
+
+async def records(place: Any, topic: str) -> list[tuple[bytes | None, bytes | None]]:
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=place.addresses.kafka, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        polled = await consumer.getmany(timeout_ms=5_000)
+        return [(record.key, record.value) for some in polled.values() for record in some]
+    finally:
+        await consumer.stop()
+
+
+async def test_refused_records_are_counted_by_reason_and_shown_without_what_they_hold(place: Any):
+    """
+    Where, when and why; a payload may be personal.
+    """
+    await refuse(place, "flights", sealed=False)
+    letters = await read_letters(place.addresses, place.pipeline)
+    assert [(one.topic, one.at, one.reason, one.key, one.value) for one in letters] == [
+        ("flights", 4, "undecodable", b"k", b"{broken"),
+        ("flights", 5, "contract", None, b"tail N1"),
+    ]
+    shown = StringIO()
+    console = Console(file=shown, width=200)
+    print_reasons(letters, console)
+    print_letters(letters, console)
+    assert "no field asked_at" in shown.getvalue()
+    assert "N1" not in shown.getvalue()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_replayed_records_are_those_that_came(place: Any, sealed: bool):
+    """
+    Key and value to the byte, opened where they were sealed; only those with the reason that was asked for.
+    """
+    pipeline, topic = await upstream(place)
+    await refuse(place, topic, sealed)
+    letters = await read_letters(place.addresses, pipeline, "undecodable")
+    assert await replay(place.addresses, pipeline, letters, KEY) == 1
+    assert await records(place, topic) == [(b"k", b"{broken")]
+
+
+async def test_sealed_records_are_not_replayed_without_the_key(place: Any):
+    """
+    Nothing is sent, and the variable is named.
+    """
+    pipeline, topic = await upstream(place)
+    await refuse(place, topic, sealed=True)
+    with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
+        await replay(place.addresses, pipeline, await read_letters(place.addresses, pipeline), b"")
+
+
+async def test_records_of_our_own_topics_are_not_replayed(place: Any):
+    """
+    Their coordinates are taken; the service that refused them makes them again from its log.
+    """
+    await refuse(place, place.topics.events.name, sealed=False)
+    assert await replay(place.addresses, place.pipeline, await read_letters(place.addresses, place.pipeline), b"") == 0
+
+
+def test_a_key_that_is_no_hexadecimal_is_named():
+    """
+    By its variable, never by its value.
+    """
+    assert pii_key({"DRIFTLINE_PII_KEY": "0a" * 40}) == b"\x0a" * 32
+    with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
+        pii_key({"DRIFTLINE_PII_KEY": "secret"})
