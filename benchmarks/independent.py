@@ -109,7 +109,7 @@ def _read_partition(consumer: Consumer, topic: str, partition: int) -> Iterator[
             if offset >= high:
                 return
             position = offset + 1
-            yield Record(partition, offset, cast("bytes | None", message.key()), cast(bytes, message.value() or b""))
+            yield Record(partition, offset, message.key(), message.value() or b"")
 
 
 def first_copies(stack: Stack, topic: str, schemas: Schemas, wanted: Sequence[str]) -> Iterator[tuple[Record, str, dict[str, Any]]]:

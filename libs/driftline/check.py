@@ -175,7 +175,7 @@ class Checker:
         except ValueError as error:
             self._say(declared.place, where, f"the file is not JSON: {error}.")
             return None
-        if not isinstance(schema, dict) or schema.get("type") != "record" or not schema.get("fields"):
+        if not _is_record(schema):
             self._say(declared.place, where, "the schema is no Avro record with fields.")
             return None
         odd = [field["name"] for field in schema["fields"] if not type_of(field["type"])]
@@ -190,13 +190,13 @@ class Checker:
             ("id", declared.id, ("string", "int", "long"), "tell a record from its copy"),
             ("key", declared.key, ("string", "int", "long"), "place a record in a partition"),
             ("time", declared.time, ("timestamp-millis", "long"), "order records"),
-            ("visible", declared.visible or declared.time, ("timestamp-millis", "long"), "order records"),
+            ("visible", declared.visible if declared.visible != declared.time else "", ("timestamp-millis", "long"), "order records"),
         )
         before = len(self.problems)
         for role, field, kinds, purpose in wanted:
             if not field and role != "visible":
                 self._say(
-                    declared.place, f'Stream "{name}"', f"it has no {role}: nothing says by which field to {purpose}. Add {role}=... ."
+                    declared.place, f'Stream "{name}"', f"it has no {role}: nothing says by which field to {purpose}. Add {role}='...'."
                 )
             elif field and field not in types:
                 self._say(
@@ -239,28 +239,28 @@ class Checker:
         return View(name, streams, tuple(view.by), view.broadcast, features)
 
     def _entity(self, where: str, view: declaration.View, streams: Sequence[Stream], question: Stream) -> None:
-        for field in view.by:
-            for stream in (*streams, question):
-                kind = stream.types.get(field)
-                if kind is None:
-                    asked = " (the question)" if stream is question else ""
-                    self._say(
-                        view.place,
-                        f'{where}: by="{field}"',
-                        self._no_field([stream], field, asked)
-                        + "\nA view finds its entity by fields that its streams and the question share.",
-                    )
-                    break
-                if kind.rstrip("?") not in ("string", "int", "long"):
-                    self._say(
-                        view.place, f'{where}: by="{field}"', f"it is {kind} in {stream.name}; an entity is named by text or whole numbers."
-                    )
-                    break
         if not view.by:
             self._say(view.place, f"{where}: by", "it names no field to find the entity by.")
-        if not view.broadcast and not all(stream.key == question.key and stream.key in view.by for stream in streams):
+        elif any([self._unfit_key(where, view, field, streams, question) for field in view.by]) or view.broadcast:
+            return
+        elif not all(stream.key == question.key and stream.key in view.by for stream in streams):
             text = f'its entity does not contain the key of the question, "{question.key}", so its records lie in other partitions.'
             self._say(view.place, where, f"{text}\nFor a small number of entities add broadcast=True.")
+
+    def _unfit_key(self, where: str, view: declaration.View, field: str, streams: Sequence[Stream], question: Stream) -> bool:
+        """Whether a stream of the view, or the question, cannot name the entity by `field`: says so for the first."""
+        for stream in (*streams, question):
+            kind = stream.types.get(field)
+            if kind is None:
+                missing = self._no_field([stream], field, " (the question)" if stream is question else "")
+                shared = "A view finds its entity by fields that its streams and the question share."
+                self._say(view.place, f'{where}: by="{field}"', f"{missing}\n{shared}")
+                return True
+            if kind.rstrip("?") not in ("string", "int", "long"):
+                text = f"it is {kind} in {stream.name}; an entity is named by text or whole numbers."
+                self._say(view.place, f'{where}: by="{field}"', text)
+                return True
+        return False
 
     def _feature(self, where: str, name: str, expression: Any, streams: Sequence[Stream], declared: declaration.Pipeline) -> Feature:
         if not isinstance(expression, f.Aggregate | f.Combination):
@@ -289,13 +289,11 @@ class Checker:
             self._say(aggregate.place, where, text)
         needed = window + aggregate.ending_ms + stream.lateness_ms
         if needed > declared.retention_ms:
-            reach = "a window of" if not aggregate.ending_ms else "a window that reaches back"
-            self._say(
-                aggregate.place,
-                where,
-                f"the topic {declared.name}-events keeps {f.duration_text(declared.retention_ms)}, so {reach} {f.duration_text(window + aggregate.ending_ms)} "
-                f'could not be rebuilt from it.\nShorten the window, or set retention="{-(-needed // DAY_MS)}d" (window + lateness) on the pipeline.',
-            )
+            kept, reach = f.duration_text(declared.retention_ms), f.duration_text(window + aggregate.ending_ms)
+            back = "a window that reaches back" if aggregate.ending_ms else "a window of"
+            problem = f"the topic {declared.name}-events keeps {kept}, so {back} {reach} could not be rebuilt from it."
+            way_out = f'Shorten the window, or set retention="{-(-needed // DAY_MS)}d" (window + lateness) on the pipeline.'
+            self._say(aggregate.place, where, f"{problem}\n{way_out}")
 
     def _reading(self, where: str, aggregate: f.Aggregate, streams: Sequence[Stream]) -> tuple[Stream, Reading | None] | None:
         """Which stream an aggregate is over, and what it reads there."""
@@ -311,11 +309,8 @@ class Checker:
                 self._no_value(where, aggregate)
             return None if stream is None else (stream, None)
         if takes_records:
-            self._say(
-                aggregate.place,
-                where,
-                f"f.{aggregate.function} takes a stream or a condition, as in f.{aggregate.function}({streams[0].name if streams else 'payments'}, ...).",
-            )
+            example = f"f.{aggregate.function}({streams[0].name if streams else 'payments'}, ...)"
+            self._say(aggregate.place, where, f"f.{aggregate.function} takes a stream or a condition, as in {example}.")
             return None
         return self._value(where, aggregate, what, streams)
 
@@ -325,6 +320,8 @@ class Checker:
     def _of(self, where: str, place: f.Place, stream: declaration.Stream | None, streams: Sequence[Stream]) -> Stream | None:
         if stream is None and len(streams) == 1:
             return streams[0]
+        if stream is None and not streams:
+            return None
         if stream is None:
             self._say(place, where, f"the view is built on {_quoted(one.name for one in streams)}: say which of them is meant.")
             return None
@@ -462,8 +459,8 @@ class Checker:
             self._say(label.place, f"{where}: of", f"it is told by no stream of this file. There are {_quoted(self._streams)}.")
             return None
         if question.id not in told.types:
-            text = f'the stream "{told.name}" has no field "{question.id}", which is the id of the question: nothing says which question it answers.'
-            self._say(label.place, where, text)
+            text = f'the stream "{told.name}" has no field "{question.id}", which is the id of the question'
+            self._say(label.place, where, f"{text}: nothing says which question it answers.")
         elif told.types[question.id] != question.types[question.id]:
             self._say(
                 label.place,
@@ -471,8 +468,8 @@ class Checker:
                 f'"{question.id}" is {told.types[question.id]} in "{told.name}" and {question.types[question.id]} in the question.',
             )
         if told.key != question.key:
-            text = f'the stream "{told.name}" has the key "{told.key}", the question "{question.key}": outcome and answer would lie in different partitions.'
-            self._say(label.place, where, text)
+            text = f'the stream "{told.name}" has the key "{told.key}", the question "{question.key}"'
+            self._say(label.place, where, f"{text}: outcome and answer would lie in different partitions.")
         if label.horizon_ms == 0:
             self._say(label.place, f"{where}: horizon", "it must be longer than nothing.")
         when = self._condition(f"{where}: when", label.place, label.when, [told])
@@ -573,6 +570,11 @@ def _no_such_field(words: str, field: str, types: Mapping[str, str]) -> str:
     return f"{words} {hint}"
 
 
+def _is_record(schema: Any) -> bool:
+    fields = schema.get("fields") if isinstance(schema, dict) and schema.get("type") == "record" else None
+    return bool(fields) and isinstance(fields, list) and all(isinstance(field, dict) and {"name", "type"} <= set(field) for field in fields)
+
+
 def _quoted(names: Any) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
@@ -580,6 +582,6 @@ def _quoted(names: Any) -> str:
 def _is_zone(name: str) -> bool:
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):
         return False
     return True

@@ -307,7 +307,7 @@ class Pipeline:
         self.name = name
         self.owner = owner
         self.question = question
-        self.inputs = list(inputs)
+        self.inputs: list[Any] = list(inputs)  # the file is not type-checked: anything may be among them
         self.label = label
         self.decide = decide or Budget(0.1)
         self.model: Recipe = model or LightGBM()

@@ -15,7 +15,10 @@ from driftline.clock import Clock
 from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.errors import Invalid
 from driftline.judge.drift import Reference
+from driftline.judge.summaries import SCORE_BINS
+from driftline.logs import log
 from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, load_public_key
 from driftline.pipeline import load_pipeline
@@ -42,7 +45,11 @@ def build(settings: Settings, clock: Clock) -> Process:
 
     @cache
     def reference(digest: str) -> Reference:  # by content, so the cores stay functions of their log
-        manifest = bundles.get(digest).manifest
+        try:
+            manifest = bundles.get(digest).manifest
+        except Invalid as error:  # inference refused it too, and flagged what it answered: there is nothing to compare with
+            log.error("no reference", digest=digest, because=str(error))
+            return Reference({}, {}, [0] * SCORE_BINS)
         return Reference.of(manifest.reference, manifest.dispersion)
 
     answers = Wiring(

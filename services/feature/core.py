@@ -25,7 +25,7 @@ from .events import Decoder, Events
 META = b"meta"
 META_FORMAT = struct.Struct("<qq")  # deployment in force, time of the last tick
 BEFORE_ANY_TICK = (0, -1)
-ENTITIES_MAX = 2_000_000
+ENTITIES_MAX = 500_000  # half a gigabyte, if all of them were full memories of 64 ids
 NO_EVENTS = Table(
     "event",
     np.zeros(0, np.int64),

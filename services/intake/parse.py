@@ -17,11 +17,11 @@ import fastavro
 import msgspec
 import numpy as np
 
-from driftline.contracts.avro import Codec, explain
+from driftline.contracts.avro import Codec, explain, schema_id_of
 from driftline.errors import Fatal, Invalid
 from driftline.pipeline import Stream
 from driftline.stream.batch import Column, Ints, Refused, Varlen, take
-from driftline.stream.records import FRAME_BYTES, Polled, SchemaRegistry, schema_id_of
+from driftline.stream.records import FRAME_BYTES, Polled, SchemaRegistry
 
 VALUE_BYTES_MAX = 512 << 10
 FUTURE_MS_MAX = 5 * 60_000

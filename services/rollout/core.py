@@ -333,7 +333,8 @@ def _shadows(plan: Rollout, state: State) -> tuple[Arm, ...]:
         "frozen": state.frozen if plan.frozen_shadow else None,
         "previous": state.previous if state.watching else None,
     }
-    taken = {state.champion.digest} if state.champion else set()
+    # A champion that is the frozen model scores along in canary, for the keys that it does not serve then.
+    taken = {state.champion.digest} if state.champion and state.stage is not Stage.CANARY else set()
     shadows = []
     for role, model in along.items():
         if model is not None and model.digest not in taken:

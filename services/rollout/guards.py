@@ -6,6 +6,7 @@ Every limit of the rollout is here. A guard judges numbers of one report alone, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,35 +16,46 @@ ROWS_MIN = 200  # fewer rows in a window say nothing about a distribution
 NAN_SHARE_MAX = 0.001
 PSI_MAX = 1.0  # a candidate is there because the world moved away from the champion: its scores may differ, but not in kind
 MEAN_FACTOR_MAX = 2.0
-ALERT_FACTOR_MIN, ALERT_FACTOR_MAX = 0.4, 2.5
+ALERT_FACTOR_MIN, ALERT_FACTOR_MAX = 0.1, 3.0  # of one day: calm and stormy ones differ by more than good models do
 LOG_LOSS_MARGIN = 0.01
+LOG_LOSS_MARGIN_UNPROVEN = 0.05  # with too few days for an interval
+DAYS_MIN = 3
+T_95 = {2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943}  # one-sided 95 % point of Student's t, by degrees of freedom
+T_95_BEYOND = 1.895
 CANDIDATE_ROWS_MIN = 500
 WATCH_ROWS_MIN = 1_000
 
 
 class Duel(msgspec.Struct, frozen=True):
-    """Log loss of a model and of its rival, summed over the matured cohorts that both answered."""
+    """
+    A model against its rival on the matured cohorts that both answered: the differences of their mean log loss, day by day,
+    for rows of one day err together and only days are independent.
+    """
 
     rows: int = 0
-    loss: float = 0.0
-    rival_rows: int = 0
-    rival_loss: float = 0.0
+    days: int = 0
+    total: float = 0.0
+    squares: float = 0.0
 
     def plus(self, mine: Mapping[str, Any], rival: Mapping[str, Any]) -> Duel:
         """Count one cohort in, as the report's quality says it of either."""
-        return Duel(
-            self.rows + mine["n"],
-            self.loss + mine["n"] * mine["log_loss"],
-            self.rival_rows + rival["n"],
-            self.rival_loss + rival["n"] * rival["log_loss"],
-        )
+        difference = mine["log_loss"] - rival["log_loss"]
+        rows = self.rows + min(mine["n"], rival["n"])
+        return Duel(rows, self.days + 1, self.total + difference, self.squares + difference * difference)
 
     def lost_by(self, rows_min: int) -> float | None:
-        """By how much the mean log loss is above the rival's; None when that is within the margin, or rows are too few."""
-        if min(self.rows, self.rival_rows) < rows_min:
+        """
+        By how much the log loss of a mean day is above the rival's. None when rows are too few, when it is within the margin,
+        or when it may be chance: the one-sided 95 % lower bound of the difference is not above 0.
+        """
+        if not self.days or self.rows < rows_min:
             return None
-        excess = self.loss / self.rows - self.rival_loss / self.rival_rows
-        return excess if excess > LOG_LOSS_MARGIN else None
+        mean = self.total / self.days
+        if self.days < DAYS_MIN:
+            return mean if mean > LOG_LOSS_MARGIN_UNPROVEN else None
+        variance = max(0.0, self.squares - self.days * mean * mean) / (self.days - 1)
+        bound = mean - T_95.get(self.days - 1, T_95_BEYOND) * math.sqrt(variance / self.days)
+        return mean if mean > LOG_LOSS_MARGIN and bound > 0 else None
 
 
 def rows_of(body: Mapping[str, Any], digest: str) -> int:

@@ -21,7 +21,7 @@ from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Invalid
 from driftline.logs import log
 from driftline.metrics import metric
-from driftline.models.bundle import BundleStore, Model, load_private_key, load_public_key
+from driftline.models.bundle import BundleStore, Manifest, Model, load_private_key, load_public_key
 from driftline.models.recipes import recipe_of
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch
@@ -32,6 +32,7 @@ from . import core
 from .dataset import History
 
 COMMAND_WAIT_S = 0.2
+LABELS_WAIT_S = 30.0  # for labels that are on their way when a command comes
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,7 +52,8 @@ def build(settings: Settings, clock: Clock) -> Process:
     """Everything that the process touches. Nothing connects before it runs."""
     pipeline = load_pipeline(settings.pipeline)
     store = BundleStore(Path(settings.model_store), trusts=load_public_key(settings.model_public_key))
-    trainer = Trainer(pipeline, settings.kafka, Registry(settings.registry), store, load_private_key(settings.model_private_key))
+    key = load_private_key(settings.model_private_key)
+    trainer = Trainer(pipeline, settings.kafka, Registry(settings.registry), store, key, clock)
     return Process("trainer", [trainer], Ops("trainer", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None))
 
 
@@ -79,13 +81,18 @@ class Rows:
 
     async def read(self, time: int) -> int:
         """
-        Read what is there. Labels first, so that each finds its row. Returns up to when the labels are complete, which is
-        `time` or, where they have not come so far, less.
+        Read until every label that was known by `time` is there, so that what a command is trained on does not depend on how
+        far the labeler happens to be. Returns up to when the labels are complete: `time`, or less when they do not come.
         """
-        examples = await self._examples.read_to()
-        journal = await self._journal.read_to()
-        await asyncio.to_thread(self._add, list(examples.values()), list(journal.values()))
-        return min(time, self.history.settled(list(self._examples.positions)))
+        deadline = asyncio.get_running_loop().time() + LABELS_WAIT_S
+        while True:
+            examples = await self._examples.read_to()
+            journal = await self._journal.read_to()
+            await asyncio.to_thread(self._add, list(examples.values()), list(journal.values()))
+            settled = self.history.settled(list(self._examples.positions))
+            if settled >= time or asyncio.get_running_loop().time() > deadline:
+                return min(time, settled)
+            await asyncio.sleep(0.05)
 
     def _add(self, examples: Sequence[Batch], journal: Sequence[Batch]) -> None:
         for batch in examples:
@@ -102,7 +109,9 @@ class Rows:
 class Trainer:
     """The one part of the process. Training runs in a thread, so that `/healthz` answers meanwhile."""
 
-    def __init__(self, pipeline: Pipeline, kafka: str, registry: Registry, store: BundleStore, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self, pipeline: Pipeline, kafka: str, registry: Registry, store: BundleStore, key: Ed25519PrivateKey, clock: Clock
+    ) -> None:
         topics = Topics.of(pipeline)
         self._pipeline = pipeline
         self._store = store
@@ -110,7 +119,7 @@ class Trainer:
         self._commands = LogReader(kafka, topics.retrain, registry)
         self._followed = {topic.kind: LogReader(kafka, topic, registry) for topic in _followed(topics)}
         self._rows = Rows(pipeline, kafka, registry)
-        self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, client=f"{pipeline.name}-trainer")
+        self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, clock, client=f"{pipeline.name}-trainer")
         self._state = core.State()
         self._stopping = False
         self.ready = False
@@ -217,24 +226,27 @@ async def reproduce(settings: Settings, digest: str) -> str:
     """
     Train again what the bundle `digest` says of itself, from the rows that are on the logs now, and return the digest of that.
 
-    Raises Invalid when there is no such bundle, when the pipeline's features have changed since, or when its rows are not
-    all there.
+    Raises Invalid when there is no such bundle or when the pipeline's features have changed since, Fatal when its labels are
+    not all on the log.
     """
-    pipeline = load_pipeline(settings.pipeline)
     store = BundleStore(Path(settings.model_store), trusts=load_public_key(settings.model_public_key))
     manifest = store.get(digest).manifest
+    return await train_again(manifest, load_pipeline(settings.pipeline), settings.kafka, Registry(settings.registry))
+
+
+async def train_again(manifest: Manifest, pipeline: Pipeline, kafka: str, registry: Registry) -> str:
+    """The digest of what comes out when the training that `manifest` tells of is done again. Raises as `reproduce` does."""
     if manifest.layout != pipeline.layout.version:
         raise Invalid(f"{manifest.model} was trained on the features {manifest.layout}, the pipeline makes {pipeline.layout.version} now")
-    rows = Rows(pipeline, settings.kafka, Registry(settings.registry))
+    rows = Rows(pipeline, kafka, registry)
     try:
         await rows.start()
         until = int(manifest.dataset["split"]["until"])
         if await rows.read(until) < until:
-            raise Fatal(f"the labels that {manifest.model} was trained on are not all on the log of {settings.kafka}")
+            raise Fatal(f"the labels that {manifest.model} was trained on are not all on the log of {kafka}")
         dataset = await asyncio.to_thread(rows.history.dataset, until)
-        first = manifest.dataset["split"]["kind"] == "forward"
-        order = core.Order(manifest.model, recipe_of(manifest.recipe), manifest.trained_at, manifest.trigger, first)
-        candidate = await asyncio.to_thread(core.train_model, dataset, pipeline, order, until)
-        return candidate.digest
     finally:
         await rows.stop()
+    first = manifest.dataset["split"]["kind"] == "forward"
+    order = core.Order(manifest.model, recipe_of(manifest.recipe), manifest.trained_at, manifest.trigger, first)
+    return (await asyncio.to_thread(core.train_model, dataset, pipeline, order, until)).digest

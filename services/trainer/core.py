@@ -258,8 +258,14 @@ def _candidate(pipeline: Pipeline, order: Order, fitted: Fitted, cut: Split, tol
     """`told` is what the model, a logistic regression and the base rate say of the unseen rows."""
     scores, logistic, rates = told
     onnx = fitted.onnx()
+    session = Session(onnx)
+    # The budget is one of the long run, and a week is calm or stormy: the threshold is set on all the rows that there are.
+    everything = scores if order.first else np.concatenate([session.score(cut.train.matrix), scores])
+    threshold = alert_threshold(everything, pipeline.decide.alert_rate)
     baseline = quality.summary(cut.unseen.label, logistic)
-    return Candidate(_manifest(pipeline, order, onnx, cut, scores), onnx, _prove(fitted, Session(onnx), cut), cut, scores, rates, baseline)
+    return Candidate(
+        _manifest(pipeline, order, onnx, cut, scores, threshold), onnx, _prove(fitted, session, cut), cut, scores, rates, baseline
+    )
 
 
 def _prove(fitted: Fitted, session: Session, cut: Split) -> Proof:
@@ -279,7 +285,7 @@ def alert_threshold(scores: Scores, alert_rate: float) -> float:
     return float(ranked[len(ranked) - alerts])
 
 
-def _manifest(pipeline: Pipeline, order: Order, onnx: bytes, cut: Split, scores: Scores) -> Manifest:
+def _manifest(pipeline: Pipeline, order: Order, onnx: bytes, cut: Split, scores: Scores, threshold: float) -> Manifest:
     train, names = cut.train, pipeline.layout.names
     degraded = int(np.count_nonzero(train.degraded))
     return Manifest(
@@ -289,7 +295,7 @@ def _manifest(pipeline: Pipeline, order: Order, onnx: bytes, cut: Split, scores:
         recipe=describe(order.recipe),
         seed=order.recipe.seed,
         onnx_sha256=hashlib.sha256(onnx).hexdigest(),
-        threshold=alert_threshold(scores, pipeline.decide.alert_rate),
+        threshold=threshold,
         medians=dict(medians(names, train.matrix)),
         reference=make_reference(names, train.matrix, scores),
         dispersion=round(quality.dispersion(cut.unseen.label, scores, cut.blocks), 6),

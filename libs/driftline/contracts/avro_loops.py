@@ -147,9 +147,7 @@ def _read_value(data: Octets, at: Number, end: int, code: int) -> tuple[Number, 
 
 
 @_compiled(OCTETS_IN, INTS_IN, INTS_IN, INTS_IN, INTS_IN, numba.int64[:, ::1], numba.int64[:, ::1], numba.int64[::1])
-def decode(  # noqa: PLR0917 - numba takes arguments by position
-    data: Octets, starts: Ints, ends: Ints, codes: Ints, nulls: Ints, cells: Ints, stops: Ints, faults: Ints
-) -> None:
+def decode(data: Octets, starts: Ints, ends: Ints, codes: Ints, nulls: Ints, cells: Ints, stops: Ints, faults: Ints) -> None:
     """
     Fill `cells` and `stops` (fields, n), and `faults` (n): 0 for a good record, else 1 + the number of the field that did
     not decode, counting what is left over at the end as a field of its own. A bad record holds zeros.
@@ -244,9 +242,7 @@ def write_fixed(values: Octets, absent: Bools, null: int, out: Octets, places: I
 
 
 @_compiled(OCTETS_IN, INTS_IN, INTS_IN, numba.int64, FLAG, numba.int64[::1], returns=numba.int64)
-def checked_sizes(  # noqa: PLR0917 - numba takes arguments by position
-    data: Octets, starts: Ints, ends: Ints, code: int, nullable: bool, sizes: Ints
-) -> int:
+def checked_sizes(data: Octets, starts: Ints, ends: Ints, code: int, nullable: bool, sizes: Ints) -> int:
     """
     Add to `sizes` what each value takes. Returns -1, or the number of the first value that would not decode again: outside
     `data`, null where it must not be, a string that is no text, an array that is none.
@@ -271,9 +267,7 @@ def checked_sizes(  # noqa: PLR0917 - numba takes arguments by position
 
 
 @_compiled(OCTETS_IN, INTS_IN, INTS_IN, numba.int64, numba.int64, numba.uint8[::1], numba.int64[::1])
-def write_varlen(  # noqa: PLR0917 - numba takes arguments by position
-    data: Octets, starts: Ints, ends: Ints, code: int, null: int, out: Octets, places: Ints
-) -> None:
+def write_varlen(data: Octets, starts: Ints, ends: Ints, code: int, null: int, out: Octets, places: Ints) -> None:
     """Write each value, that `checked_sizes` found right, at its place in `out`, and move the place on."""
     for record in range(len(starts)):
         at, start, end = places[record], starts[record], ends[record]

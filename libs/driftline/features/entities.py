@@ -106,7 +106,10 @@ def _gather(data: Bytes, starts: Ints, lengths: Ints, ends: Ints) -> Bytes:
 
 
 class Entities:
-    """All entities of one partition that are in memory. `empty` has the words of an unknown entity of each kind, `memories` the first kind of ids."""
+    """
+    All entities of one partition that are in memory. `prefixes` has what the names of their rows begin with and `empty` the words of an
+    unknown one, by kind; the kinds from `memories` on are memories of ids, whose rows are as long as they are full.
+    """
 
     def __init__(self, prefixes: Sequence[bytes], empty: Sequence[Ints], memories: int) -> None:
         self._prefixes = prefixes

@@ -75,10 +75,10 @@ def _write_length(out: Bytes, at: int, n: int) -> int:
     return at + 1
 
 
-_PAIR = types.Tuple((types.uint8[::1], types.int64[::1], types.int64[::1]))
+_TEXTS = types.Tuple((types.uint8[::1], types.int64[::1], types.int64[::1]))  # type: ignore[no-untyped-call]  # numba has no types
 
 
-@njit(_PAIR(READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, types.int64), cache=True, nogil=True)
+@njit(_TEXTS(READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, types.int64), cache=True, nogil=True)
 def _append(
     left: Bytes, left_starts: Ints, left_ends: Ints, right: Bytes, right_starts: Ints, right_ends: Ints, separator: int
 ) -> tuple[Bytes, Ints, Ints]:
@@ -110,7 +110,7 @@ def _append(
     return out, starts, ends
 
 
-@njit(_PAIR(READ_INTS), cache=True, nogil=True)
+@njit(_TEXTS(READ_INTS), cache=True, nogil=True)
 def _decimals(numbers: Ints) -> tuple[Bytes, Ints, Ints]:
     n = len(numbers)
     out, starts, ends = np.empty(n * DIGITS_MAX, np.uint8), np.empty(n, np.int64), np.empty(n, np.int64)

@@ -221,6 +221,31 @@ def _fold_header(words: Words, entity: int, visible: int) -> None:
 
 
 @njit(nogil=True)
+def _fold(
+    words: Words,
+    numbers: Numbers,
+    entity: int,
+    aggregates: Ints,
+    first: int,
+    end: int,
+    visible: int,
+    values: Numbers,
+    value_codes: Ints,
+    event: int,
+) -> None:
+    """One record into the aggregates from `first` to `end` of an entity."""
+    _fold_header(words, entity, visible)
+    for one in range(first, end):
+        column = aggregates[one, COLUMN]
+        if column < 0:
+            _fold_aggregate(words, numbers, entity, aggregates, one, visible, 1.0, 0)
+        elif aggregates[one, KIND] == DISTINCT:
+            _fold_aggregate(words, numbers, entity, aggregates, one, visible, 1.0, value_codes[event, column])
+        else:
+            _fold_aggregate(words, numbers, entity, aggregates, one, visible, values[event, column], 0)
+
+
+@njit(nogil=True)
 def _newest_before(words: Words, newest: int, previous: int, asked: int) -> int:
     """The newest of two times that is before `asked`; NEVER where neither is."""
     return words[newest] if words[newest] < asked else words[previous] if words[previous] < asked else NEVER
@@ -242,7 +267,7 @@ def _window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int,
             place = copy + cell + (tile % kept) * cell
             if tile == top and asked == newest:
                 place = copy
-            if kind == MIN or kind == MAX:  # noqa: PLR1714  # numba compiles this faster than a tuple
+            if kind in (MIN, MAX):
                 x = numbers[place]
                 if not np.isnan(x) and (np.isnan(extreme) or (x < extreme) == (kind == MIN)):
                     extreme = x
@@ -274,8 +299,10 @@ def _exact(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int, 
     place = at if words[at] < asked else at + 2
     seen = words[place]
     if seen == NEVER or seen >= asked or seen < asked - aggregates[one, WINDOW]:
-        return np.nan
-    return numbers[place + 1] if aggregates[one, KIND] == LAST else (asked - seen) / 1000.0
+        return math.nan
+    if aggregates[one, KIND] == LAST:
+        return float(numbers[place + 1])
+    return float((asked - seen) / 1000.0)
 
 
 @njit(nogil=True)
@@ -443,11 +470,7 @@ def step(  # one call a batch: what it walks over is laid out by `plan`, what it
             if newest != NEVER and visible[i] < newest - streams[stream[i], 0]:
                 became[i] = LATE
                 continue
-            _fold_header(words, entity, visible[i])
-            for place in range(runs[run, 2], runs[run, 3]):
-                column = aggregates[place, COLUMN]
-                x = values[i, column] if column >= 0 and aggregates[place, KIND] != DISTINCT else 1.0
-                _fold_aggregate(words, numbers, entity, aggregates, place, visible[i], x, value_codes[i, column] if column >= 0 else 0)
+            _fold(words, numbers, entity, aggregates, runs[run, 2], runs[run, 3], visible[i], values, value_codes, i)
             touched[n_touched] = slot
             n_touched += 1
     return n_touched

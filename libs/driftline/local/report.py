@@ -25,6 +25,7 @@ from driftline.local.progress import Sample, day_text, total
 SCORE_DIGITS = 6
 EVENT = ("partition", "event_offset")
 MEBIBYTE = 1 << 20
+HOUR_MS = 3_600_000
 OUTSIDE = ("kafka", "valkey")  # told apart from our own processes
 WIDTH = 96
 
@@ -81,7 +82,7 @@ def findings(run: Run, logs: Logs) -> dict[str, Any]:
         "retrains": retrains(logs),
         "moves": moves(logs),
         "rows_digest": rows_digest(logs.answers, logs.rows),
-        "last_champion": trained_on_what_was_served(logs),
+        "trainings": trainings(logs),
         "bad_model": fate(run.bad_model, logs),
         "drills": [kill.to_dict() for kill in run.kills],
         "sums": sums(run.metrics),
@@ -244,26 +245,20 @@ def rows_digest(answers: pl.DataFrame, rows: Rows) -> str:
     return content.hexdigest()
 
 
-def trained_on_what_was_served(logs: Logs) -> dict[str, Any] | None:
+def trainings(logs: Logs) -> list[dict[str, Any]]:
     """
-    The last champion's dataset, put together again from the rows on the journal and the labels on examples, against the digest
-    that its release names. None when no model that the trainer made was ever champion.
+    Every dataset that the trainer says it used, put together again from the rows on the journal and the labels on examples:
+    its digest as released and as rebuilt, and up to when its labels were known, which must be the time of the command.
     """
-    champions = [arm.digest for one in logs.deployments for arm in one.arms if arm.role == "champion"]
-    releases = {one.digest: one for one in logs.releases if "dataset" in one.evidence}
-    last = next((releases[digest] for digest in reversed(champions) if digest in releases), None)
-    if last is None:
-        return None
-    digest, rows = dataset_digest(last, logs.examples, logs.rows)
-    told = last.evidence["dataset"]
-    return {
-        "model": last.model,
-        "digest": last.digest,
-        "rows": told["rows"],
-        "dataset": told["digest"],
-        "rebuilt": digest,
-        "rows_rebuilt": rows,
-    }
+    found = []
+    for one in logs.releases:
+        if (told := one.evidence.get("dataset")) is not None:
+            digest, rows = dataset_digest(one, logs.examples, logs.rows)
+            times = {"time": one.time, "labels_until": told["split"]["until"]}
+            found.append(
+                {"model": one.model, **times, "rows": told["rows"], "dataset": told["digest"], "rebuilt": digest, "rows_rebuilt": rows}
+            )
+    return found
 
 
 def dataset_digest(release: Release, examples: pl.DataFrame, rows: Rows) -> tuple[str, int]:
@@ -317,7 +312,7 @@ def promises(found: Mapping[str, Any]) -> list[Promise]:
         _labels_true(found["labels"]),
         _sums_add_up(found["sums"]),
         _commands_answered(found["retrains"]),
-        *_served_is_trained(found["last_champion"]),
+        *_served_is_trained(found["trainings"]),
         *_kills_survived(found),
         *_bad_model_out(found["bad_model"]),
     ]
@@ -364,12 +359,18 @@ def _commands_answered(commands: Sequence[Mapping[str, Any]]) -> Promise:
     return Promise("every retrain command is answered", not silent, ", ".join(silent) or f"{len(commands)} commands")
 
 
-def _served_is_trained(last: Mapping[str, Any] | None) -> Iterator[Promise]:
-    if last is not None:
-        same = last["dataset"] == last["rebuilt"]
-        digests = last["dataset"][:12] + ("" if same else f" against {last['rebuilt'][:12]}")
-        detail = f"{last['model']}: {last['rows_rebuilt']:,} of {last['rows']:,} rows, digest {digests}"
-        yield Promise("rows trained on are the rows served, byte for byte", same, detail)
+def _served_is_trained(told: Sequence[Mapping[str, Any]]) -> Iterator[Promise]:
+    if told:
+        other = [f"{one['model']}: {one['rows_rebuilt']:,} rows for {one['rows']:,}" for one in told if one["dataset"] != one["rebuilt"]]
+        detail = "; ".join(other) or f"{len(told)} datasets rebuilt"
+        yield Promise("rows trained on are the rows served, byte for byte", not other, detail)
+        early = [
+            f"{one['model']}: {(one['time'] - one['labels_until']) / HOUR_MS:.1f} h early"
+            for one in told
+            if one["labels_until"] != one["time"]
+        ]
+        detail = "; ".join(early) or f"{len(told)} trainings"
+        yield Promise("each training sees every label known at the time of its command, so that a run repeats", not early, detail)
 
 
 def _kills_survived(found: Mapping[str, Any]) -> Iterator[Promise]:
@@ -443,12 +444,14 @@ def _came_out(found: Mapping[str, Any]) -> list[str]:
 
 
 def _right(found: Mapping[str, Any]) -> list[str]:
-    labels, last = found["labels"], found["last_champion"]
+    labels, told = found["labels"], found["trainings"]
     right = labels["expected"] - labels["missing"] - labels["wrong"]
-    lines = [f"labels equal to the truth of the data        {right:,} of {labels['expected']:,}"]
-    if last is not None:
-        same = "equal" if last["dataset"] == last["rebuilt"] else "DIFFERENT"
-        lines.append(f"rows {last['model']} was trained on = rows served  {same} ({last['rows']:,} rows, digest {last['dataset'][:12]})")
+    lines = [f"labels equal to the truth of the data          {right:,} of {labels['expected']:,}"]
+    if told:
+        same = sum(one["dataset"] == one["rebuilt"] for one in told)
+        lines.append(
+            f"rows trained on equal to the rows served       {same} of {len(told)} datasets, the last of {told[-1]['rows']:,} rows"
+        )
     lines.append(f"digest of all rows by id, for comparing runs   {found['rows_digest'][:24]}")
     lines += [_kill_line(one) for one in found["drills"]]
     return _block("Was it right?", lines)

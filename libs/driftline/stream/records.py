@@ -4,7 +4,6 @@ Polled records to a `Batch`, and `Messages` to records: the border between bytes
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -246,8 +245,3 @@ def _json_column(column: Column, kind: Any) -> Sequence[Any]:
     if isinstance(kind, dict) and kind["type"] == "array":
         return [unpack_strings(value) if isinstance(value, bytes) else value for value in values]
     return [value.decode() if isinstance(value, bytes) else value for value in values]
-
-
-def schema_id_of(value: bytes) -> int:
-    """The schema id in a framed value."""
-    return int(struct.unpack(">I", value[1:FRAME_BYTES])[0])

@@ -19,6 +19,7 @@ from driftline.local.report import Run, as_text, findings, learned, rows_digest,
 
 DAY = 86_400_000
 START = 1_356_998_400_000  # 1 January 2013
+RELEASED = START + 99 * DAY
 FIRST, SECOND, BAD = "a" * 64, "b" * 64, "c" * 64
 BROKEN = {"topic": "flights", "partition": 1, "offset": 7, "reason": "contract", "kind": "wrong_type", "id": "x"}
 
@@ -50,9 +51,9 @@ def release_of(rows: Rows, examples: list[dict[str, Any]]) -> Release:
     content = hashlib.sha256(rows.packed[[int(np.flatnonzero(rows.event_offset == one["event_offset"])[0]) for one in ordered]].tobytes())
     content.update(np.array([one["label"] for one in ordered], np.int8).tobytes())
     content.update(np.array([one["asked"] for one in ordered], "<i8").tobytes())
-    split = {"until": START + 99 * DAY, "train_until": START + 99 * DAY}
+    split = {"until": RELEASED, "train_until": RELEASED}
     dataset = {"rows": len(ordered), "digest": content.hexdigest(), "split": split}
-    return Release("flights-1", FIRST, "accepted", "better", True, START, "first", "flights-first", "trainer", {"dataset": dataset})
+    return Release("flights-1", FIRST, "accepted", "better", True, RELEASED, "first", "flights-first", "trainer", {"dataset": dataset})
 
 
 def healthy() -> tuple[Run, Logs]:
@@ -215,6 +216,25 @@ def test_a_row_that_differs_in_one_bit_from_what_was_trained_on_is_found():
     packed[2, 1] = np.nextafter(packed[2, 1], np.float32(9))
     logs.rows = replace(logs.rows, packed=packed)
     assert broken_promises(run, logs) == ["rows trained on are the rows served, byte for byte"]
+
+
+def test_a_training_that_did_not_wait_for_all_labels_breaks_the_promise_that_a_run_repeats():
+    """
+    How far the labels had come is a matter of speed; the time of the command is not.
+    """
+    run, logs = healthy()
+    logs.releases = [replace(logs.releases[0], time=RELEASED + 3 * 3_600_000)]
+    found = [one for one in findings(run, logs)["promises"] if not one["held"]]
+    assert [one["detail"] for one in found] == ["flights-1: 3.0 h early"]
+
+
+def test_a_play_too_short_for_a_training_promises_nothing_about_trainings():
+    """
+    There is nothing to compare.
+    """
+    run, logs = healthy()
+    logs.releases = []
+    assert not [one for one in findings(run, logs)["promises"] if "train" in one["name"] and "retrain" not in one["name"]]
 
 
 def test_two_runs_with_the_same_rows_have_one_digest_whatever_the_order_and_the_partitions():

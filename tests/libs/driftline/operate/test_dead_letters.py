@@ -24,7 +24,7 @@ REFUSED = [Refused(4, "undecodable", "no JSON at byte 1"), Refused(5, "contract"
 
 
 async def refuse(place: Any, topic: str, sealed: bool) -> None:
-    letters = DeadLetters(place.pipeline.name, "intake", Source.UPSTREAM, 100, KEY, [topic] if sealed else [])
+    letters = DeadLetters(place.pipeline.name, "intake", Source.UPSTREAM, 100, key=KEY, sealed=[topic] if sealed else [])
     await place.put(Writer.INTAKE, *letters.of(topic, 0, POLLED, REFUSED))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -18,15 +18,28 @@ def entry(next_offset: int) -> Entry:
     return Entry(next_offset, {5: (7, 0)}, (next_offset - 1, 0, 1), "cluster", {"events": 2}, "digest", 1)
 
 
+@pytest.fixture
+async def redis_ledger(redis_url: str) -> AsyncIterator[Callable[[str], RedisLedger]]:
+    """Makes ledgers on the real server by group, and closes them."""
+    made: list[RedisLedger] = []
+
+    def one(group: str) -> RedisLedger:
+        made.append(RedisLedger(connect(redis_url), group, 0))
+        return made[-1]
+
+    yield one
+    for ledger in made:
+        await ledger.close()
+
+
 @pytest.fixture(params=["memory", "redis"])
-def make(request: pytest.FixtureRequest) -> Make:
+def make(request: pytest.FixtureRequest, redis_ledger: Callable[[str], RedisLedger]) -> Make:
     """Makes ledgers of one and the same partition, as two processes would."""
     group = f"test-{uuid.uuid4()}"
     if request.param == "memory":
         store = MemoryStore()
         return lambda: MemoryLedger(store, group, 0)
-    url = request.getfixturevalue("redis_url")
-    return lambda: RedisLedger(connect(url), group, 0)
+    return lambda: redis_ledger(group)
 
 
 async def test_a_commit_is_read_back_with_its_rows(make: Make):
@@ -101,12 +114,12 @@ async def test_tries_are_counted_until_they_are_cleared(make: Make):
     assert await make().count_try() == 1
 
 
-async def test_a_commit_between_compare_and_write_is_noticed(redis_url: str):
+async def test_a_commit_between_compare_and_write_is_noticed(redis_ledger: Callable[[str], RedisLedger]):
     """
     A nil EXEC is no success: the ledger moved after it was compared.
     """
     group = f"test-{uuid.uuid4()}"
-    slow, quick = RedisLedger(connect(redis_url), group, 0), RedisLedger(connect(redis_url), group, 0)
+    slow, quick = redis_ledger(group), redis_ledger(group)
     await slow.open()
     await quick.open()
     client = slow._client
@@ -157,5 +170,7 @@ async def test_a_store_that_does_not_answer_is_recoverable():
     """
     Nobody listens there: try again later, and do not guess.
     """
+    ledger = RedisLedger(connect("redis://127.0.0.1:1/0"), "group", 0)
     with pytest.raises(Recoverable):
-        await RedisLedger(connect("redis://127.0.0.1:1/0"), "group", 0).open()
+        await ledger.open()
+    await ledger.close()
