@@ -18,12 +18,16 @@ import typer
 from driftline.errors import DriftlineError, Invalid
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from driftline.contracts.messages import Trained
     from driftline.operate.addresses import Addresses
     from driftline.pipeline import Pipeline
 
 SERVICES = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout")
 Result = TypeVar("Result")
+
+LINE_MAX = 240
 
 app = typer.Typer(
     name="driftline",
@@ -113,24 +117,22 @@ def run(
 @app.command()
 def status(name: Name = None) -> None:
     """Processes, lags, model and open alarms. Exit 1 when something is not healthy."""
-    from rich.console import Console
 
     from driftline.operate.status import print_status, read_status
 
     found = _ask(name, read_status)
-    print_status(found, Console())
+    print_status(found, _console())
     raise typer.Exit(1 if found.troubles else 0)
 
 
 @app.command()
 def trace(event_id: Annotated[str, typer.Argument(help="Id that the upstream application gave.")], pipeline: Chosen = None) -> None:
     """One event through the loop, with every offset, its row, its answers and its label."""
-    from rich.console import Console
 
     from driftline.operate.trace import print_trace, read_trace
 
     found = _ask(pipeline, lambda addresses, declared: read_trace(addresses, declared, event_id))
-    print_trace(found, _declared(pipeline), Console())
+    print_trace(found, _declared(pipeline), _console())
 
 
 @app.command()
@@ -165,22 +167,20 @@ def _train(name: str | None, trigger: str, because: str, wait_s: float) -> None:
 @models_app.command("list")
 def models_list(name: Name = None) -> None:
     """Every release with its verdict, every move of the rollout, and where it stands."""
-    from rich.console import Console
 
     from driftline.operate.models import print_list, read_history
 
-    print_list(_ask(name, read_history), Console())
+    print_list(_ask(name, read_history), _console())
 
 
 @models_app.command("show")
 def models_show(model: Annotated[str, typer.Argument(help="Name, or the beginning of its digest.")], pipeline: Chosen = None) -> None:
     """One release with all its evidence."""
-    from rich.console import Console
 
     from driftline.operate.models import print_release, read_history
 
     history = _ask(pipeline, read_history)
-    print_release(history.release(model), history, Console())
+    print_release(history.release(model), history, _console())
 
 
 Meant = Annotated[
@@ -248,21 +248,19 @@ def reproduce(digest: Annotated[str, typer.Argument(help="Digest of a released m
 @letters_app.command("list")
 def letters_list(name: Name = None, reason: Reason = "") -> None:
     """How many records were refused, by topic and reason."""
-    from rich.console import Console
 
     from driftline.operate.dead_letters import print_reasons, read_letters
 
-    print_reasons(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason)), Console())
+    print_reasons(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason)), _console())
 
 
 @letters_app.command("show")
 def letters_show(name: Name = None, reason: Reason = "", newest: Annotated[int, typer.Option(help="How many.")] = 20) -> None:
     """The newest refused records, one a line, without what they hold."""
-    from rich.console import Console
 
     from driftline.operate.dead_letters import print_letters, read_letters
 
-    print_letters(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason))[-newest:], Console())
+    print_letters(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason))[-newest:], _console())
 
 
 @letters_app.command("replay")
@@ -319,6 +317,13 @@ def _ask(name: str | None, question: Callable[[Addresses, Pipeline], Coroutine[A
     from driftline.operate.addresses import find_addresses
 
     return asyncio.run(question(find_addresses(), _declared(name)))
+
+
+def _console() -> Console:
+    """Lines are cut to a terminal's width, and to none where they go to a file or another program."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=LINE_MAX)
 
 
 def main() -> None:

@@ -136,6 +136,7 @@ def _alarms(report: Report | None) -> str:
     alarms: list[Any] = report.body.get("alarms", []) if report else []
     if not alarms:
         return "no alarm open"
-    return f"{len(alarms)} alarms open: " + "; ".join(
-        alarm if isinstance(alarm, str) else json.dumps(alarm, sort_keys=True) for alarm in alarms
-    )
+    quality = [alarm for alarm in alarms if alarm.get("subject") == "quality"]
+    drifted = [str(alarm.get("subject", "")).removeprefix("input:") for alarm in alarms if alarm not in quality]
+    told = ["quality: the control chart is beyond its limit"] if quality else []
+    return "; ".join([*told, *([f"beyond the limit of PSI: {', '.join(drifted)}"] if drifted else [])])
