@@ -104,7 +104,9 @@ def pipeline() -> Any:
         budget=8,
     )
     label = SimpleNamespace(horizon_ms=HORIZON_MS)
-    return SimpleNamespace(name="flights", layout=Layout(), window_ms=DAY_MS, slices=("origin", "carrier"), label=label, retrain=retrain)
+    decide = SimpleNamespace(alert_rate=0.1)
+    slices = ("origin", "carrier")
+    return SimpleNamespace(name="flights", layout=Layout(), window_ms=DAY_MS, slices=slices, label=label, decide=decide, retrain=retrain)
 
 
 @pytest.fixture
