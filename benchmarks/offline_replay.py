@@ -73,8 +73,8 @@ class Questions:
         return (self.asked - START_MS) // DAY_MS
 
     def matured(self, now_ms: int) -> int:
-        """How many of them are settled at `now_ms`."""
-        return int(np.searchsorted(self.asked, now_ms - HORIZON_MS, side="right"))
+        """How many of them are settled before `now_ms`."""
+        return int(np.searchsorted(self.asked, now_ms - HORIZON_MS, side="left"))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ async def test_status_names_what_is_not_running_and_shows_model_and_alarms(place
     shown = StringIO()
     print_status(status, Console(file=shown, width=200))
     assert "m-0 (champion 75%), m-1 (canary 25%)" in shown.getvalue()
-    assert "1 alarms open" in shown.getvalue()
+    assert "quality: the control chart is beyond its limit" in shown.getvalue()
 
 
 async def test_a_retrain_command_waits_for_its_own_outcome(place: Any):
