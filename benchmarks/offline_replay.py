@@ -36,6 +36,7 @@ from independent import (
 from logs import read_served
 from scipy.stats import t as student
 
+FORWARD_DAYS, FORWARD_ROWS_MIN = 7, 500  # days that prove the first model, each predicted from those matured before it
 CALIBRATION = (0.8, 1.25)
 
 
@@ -140,12 +141,16 @@ def first_model(questions: Questions, day: int, rules: Rules) -> Model:
     """On all that has matured; its scatter from days predicted by models of the days before."""
     end = questions.matured(START_MS + day * DAY_MS)
     labels, scores, days = [], [], []
-    for ahead in range(int(questions.days[end - 1]) - 4, int(questions.days[end - 1]) + 1):
-        first, after = np.searchsorted(questions.days[:end], (ahead, ahead + 1))
-        booster = fit(questions, int(first), rules.seed)
+    newest_ms = START_MS + day * DAY_MS - HORIZON_MS
+    for back in range(FORWARD_DAYS, 0, -1):
+        start_ms = newest_ms - back * DAY_MS
+        known, first, after = np.searchsorted(questions.asked[:end], (start_ms - HORIZON_MS, start_ms, start_ms + DAY_MS), side="right")
+        if known < FORWARD_ROWS_MIN or first == after:
+            continue
+        booster = fit(questions, int(known), rules.seed)
         labels.append(questions.labels[first:after])
         scores.append(np.asarray(booster.predict(questions.matrix[first:after]), np.float64))
-        days.append(questions.days[first:after])
+        days.append(np.full(after - first, back, np.int64))
     scatter = dispersion(np.concatenate(labels), np.concatenate(scores), np.concatenate(days))
     return Model(fit(questions, end, rules.seed), day, scatter)
 
@@ -158,9 +163,9 @@ def challenge(questions: Questions, state: Replay, day: int, trigger: str, rules
     end = questions.matured(START_MS + day * DAY_MS)
     newest_ms = START_MS + day * DAY_MS - HORIZON_MS
     start_ms = newest_ms - rules.holdout_days * DAY_MS
-    held = slice(int(np.searchsorted(questions.asked, start_ms)), end)
-    booster = fit(questions, int(np.searchsorted(questions.asked, start_ms - rules.embargo_ms)), rules.seed)
-    labels, blocks = questions.labels[held], (questions.asked[held] - start_ms) // DAY_MS
+    held = slice(int(np.searchsorted(questions.asked, start_ms, side="right")), end)
+    booster = fit(questions, int(np.searchsorted(questions.asked, start_ms - rules.embargo_ms, side="right")), rules.seed)
+    labels, blocks = questions.labels[held], (questions.asked[held] - start_ms - 1) // DAY_MS
     theirs = champion.score(questions.matrix[held])
     ours = np.asarray(booster.predict(questions.matrix[held], num_threads=2), np.float64)
     difference = log_losses(labels, ours) - log_losses(labels, theirs)
@@ -181,9 +186,9 @@ def challenge(questions: Questions, state: Replay, day: int, trigger: str, rules
 
 
 def watch(questions: Questions, served: Floats, state: Replay, day: int, rules: Rules) -> None:
-    """Take the cohort that has just become complete into the chart, when it was asked wholly of the champion."""
+    """Take the cohort that has just become complete into the chart, when it began after the champion's first day."""
     cohort = day - 1 - -(-HORIZON_MS // DAY_MS)
-    if state.champion is None or cohort < state.serves_from:
+    if state.champion is None or cohort <= state.serves_from:
         return
     first, end = np.searchsorted(questions.days, (cohort, cohort + 1))
     scores, labels = served[first:end], questions.labels[first:end]
