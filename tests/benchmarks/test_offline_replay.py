@@ -38,9 +38,9 @@ def questions(days: int, each: int = 100, seed: int = 1, slope: float = 2.0) -> 
 
 def test_only_what_is_older_than_the_horizon_has_matured():
     """
-    In the morning of the third day that is the first half of the first, its last instant included.
+    In the morning of the third day that is the first half of the first; its last instant settles with the next tick, as in the labeler.
     """
-    assert questions(3).matured(START_MS + 2 * DAY_MS) == 51
+    assert questions(3).matured(START_MS + 2 * DAY_MS) == 50
     assert HORIZON_MS == 36 * 3_600_000
 
 
