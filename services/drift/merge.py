@@ -7,6 +7,8 @@ came first never matters: they add up in any order, and a report waits for exact
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +17,7 @@ import msgspec
 
 from driftline.contracts.messages import Report, Retrain, Source, Trained, as_messages, facts
 from driftline.judge.drift import HELD_OF, Reference, held
-from driftline.judge.summaries import AnswersSummary, ExamplesSummary
+from driftline.judge.summaries import AnswersSummary, ExamplesSummary, Inputs
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Effects, Messages, Refused, Table
 
@@ -24,6 +26,7 @@ from .report import beyond, inputs_of, missing_without_model, models_of, newest_
 from .triggers import ROWS_MIN, Champion, Retraining, new_champion, trigger_of
 from .windows import Memory, State
 
+EVIDENCE_WINDOWS = 7
 KINDS: dict[str, type[AnswersSummary | ExamplesSummary]] = {answers.KIND: AnswersSummary, examples.KIND: ExamplesSummary}
 
 
@@ -36,6 +39,7 @@ class MergeMemory(Memory):
     champion: Champion | None = None
     retraining: Retraining = msgspec.field(default_factory=Retraining)
     beyond: dict[str, list[bool]] = msgspec.field(default_factory=dict)  # by subject, its last windows
+    recent: list[Inputs] = msgspec.field(default_factory=list)  # the champion's rows of the last windows
 
 
 class Merge:
@@ -144,7 +148,7 @@ class Merge:
             return
         if memory.champion is None or memory.champion.digest != served.digest:
             memory.champion = new_champion(served, end, self._pipeline.retrain, self._state.window_ms)
-            memory.beyond = {}
+            memory.beyond, memory.recent = {}, []
         memory.champion.deployment = served.deployment
 
     def _judge(self, cohorts: Sequence[tuple[int, ExamplesSummary]], end: int) -> None:
@@ -163,7 +167,7 @@ class Merge:
     def _body(self, window: AnswersSummary, cohorts: Sequence[tuple[int, ExamplesSummary]]) -> dict[str, Any]:
         memory, arm = self._state.memory, newest_champion(window)
         reference = self._references(arm.digest) if arm else None
-        inputs = inputs_of(window, arm.digest, reference) if arm and reference else missing_without_model(window)
+        inputs = inputs_of(self._lately(window, arm.digest), reference) if arm and reference else missing_without_model(window)
         scores = scores_of(arm, reference) if arm and reference else {}
         told, silent = (sum(getattr(cohort, name) for _, cohort in cohorts) for name in ("told", "silent"))
         return {
@@ -179,6 +183,14 @@ class Merge:
             "coverage": told / (told + silent) if told + silent else None,
             "excluded": sum(cohort.excluded for _, cohort in cohorts),
         }
+
+    def _lately(self, window: AnswersSummary, digest: str) -> Inputs:
+        """
+        The rows of the last seven windows: a single day has one weekday, and weather of its own, and is far from any reference.
+        """
+        memory = self._state.memory
+        memory.recent = [*memory.recent, window.inputs.get(digest, Inputs())][-EVIDENCE_WINDOWS:]
+        return functools.reduce(operator.add, memory.recent)
 
     def _dispersion(self, digest: str) -> float:
         return self._references(digest).dispersion

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from driftline.judge.drift import PSI_LIMIT, Reference, js, psi
-from driftline.judge.summaries import UNIT, AnswersSummary, Arm, ExamplesSummary, Pairs, Quality, SliceQuality, added
+from driftline.judge.summaries import UNIT, AnswersSummary, Arm, ExamplesSummary, Inputs, Pairs, Quality, SliceQuality, added
 
 from .answers import CHAMPION
 
@@ -22,10 +22,9 @@ def newest_champion(window: AnswersSummary) -> Arm | None:
     return max(champions, key=lambda arm: (arm.deployment, arm.digest), default=None)
 
 
-def inputs_of(window: AnswersSummary, digest: str, reference: Reference) -> dict[str, dict[str, Any]]:
-    """Each feature of the rows that model `digest` was served, against what it was trained on."""
-    inputs = window.inputs.get(digest)
-    if inputs is None or not inputs.rows:
+def inputs_of(inputs: Inputs, reference: Reference) -> dict[str, dict[str, Any]]:
+    """Each feature of the rows that a model was served, against what it was trained on."""
+    if not inputs.rows:
         return {}
     return {
         name: {

@@ -272,6 +272,7 @@ class IntakePart:
         letters = self._letters.of(upstream.topic, upstream.origin[1], polled, refused, source=UPSTREAM + upstream.origin[0])
         if letters:
             await sink.send(letters, 0, self._clock.now_ms())
+            self._letters.sent(upstream.topic, refused)
             self._count("dead_lettered", upstream.topic, len(refused))
 
     async def _mark(self, intake: Intake) -> None:

@@ -100,6 +100,7 @@ class Folding:
             decision = decide(plan, entry.state, facts(table)[0])
         self._count("dead_lettered" if refused else "applied" if len(fresh) else "duplicate")
         letters = self._dead_letters.of(self._topic, CONTROL_PARTITION, polled, refused)
+        self._dead_letters.sent(self._topic, refused)
         return Entry(polled.offsets[0], crc(polled.values[0]), seen, decision.state), decision, letters
 
     def _count(self, outcome: str) -> None:

@@ -21,6 +21,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 KNOW_THE_TIME = ("libs/driftline/clock.py", "libs/driftline/local/", "benchmarks/")
 NOW = {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 ABOUT_TIME = {"datetime", "date", "time"}
+EXECUTES_WHAT_IT_READS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
 def sources() -> list[Path]:
@@ -45,6 +46,16 @@ def vague_names(path: Path, tree: ast.Module) -> set[str]:
     defined = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     words = {word.lower() for name in [*path.with_suffix("").parts, *defined] for word in re.findall(r"[A-Z]?[a-z]+", name)}
     return words & VAGUE
+
+
+def loads_what_runs(tree: ast.Module) -> bool:
+    """Imports something that executes what it reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in EXECUTES_WHAT_IT_READS for alias in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in EXECUTES_WHAT_IT_READS:
+            return True
+    return False
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -128,6 +139,13 @@ def test_only_the_clock_knows_the_time() -> None:
     assert asking == []
 
 
+def test_nothing_is_pickled() -> None:
+    """
+    A model is data: reading it runs nothing.
+    """
+    assert [label(path) for path in sources() if loads_what_runs(parsed(path))] == []
+
+
 def test_chance_has_a_seed() -> None:
     """
     A run repeats from its seed.
@@ -181,6 +199,8 @@ def test_every_service_has_its_card() -> None:
         (asks_for_the_time, "from time import monotonic"),
         (asks_for_the_time, "from datetime import datetime\nseen = datetime.now()"),
         (asks_for_the_time, "import datetime as d\nimport datetime\nseen = datetime.date.today()"),
+        (loads_what_runs, "import joblib"),
+        (loads_what_runs, "from pickle import loads"),
         (draws_without_a_seed, "import random\nx = random.random()"),
         (draws_without_a_seed, "import numpy as np\nx = np.random.default_rng()"),
         (draws_without_a_seed, "import numpy as np\nx = np.random.rand(3)"),

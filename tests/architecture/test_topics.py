@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from driftline.errors import Invalid
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 TOPICS = ROOT / "schemas" / "topics"
+LOOPS_WITH_STATE = ("feature", "labeler", "drift")
+WITH_STATE = (*LOOPS_WITH_STATE, "rollout")
 MERGE_LOGS = {"journal", "summaries", "control", "dead-letters"}  # several writers, all of them named
 
 
@@ -35,6 +38,33 @@ def test_only_predictions_are_for_applications() -> None:
     What features and journal hold may change with any version; applications read predictions alone.
     """
     assert [kind.kind for kind in load_kinds(TOPICS).values() if "applications" in kind.readers] == ["predictions"]
+
+
+def test_a_core_with_state_reads_one_log() -> None:
+    """
+    Its topics are one for each of its cores, and nothing beside the loop reads another: what must meet is merged onto a log first.
+    """
+    read = {service: {kind.kind for kind in load_kinds(TOPICS).values() if service in kind.readers} for service in WITH_STATE}
+    assert read == {
+        "feature": {"events"},
+        "labeler": {"journal"},
+        "drift": {"journal", "examples", "summaries"},  # three cores
+        "rollout": {"control"},
+    }
+    for service in LOOPS_WITH_STATE:
+        assert reads_beside_the_loop((ROOT / "services" / service / "app.py").read_text(encoding="utf-8")) == set(), service
+
+
+def reads_beside_the_loop(source: str) -> set[str]:
+    """Whatever a module names that reads topics without a ledger."""
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} & {"Follower", "LogReader"}
+
+
+def test_a_reader_beside_the_loop_is_found() -> None:
+    """
+    As intake and inference have one, which keep no state.
+    """
+    assert reads_beside_the_loop("deployments = Follower(kafka, topic, registry, add)") == {"Follower"}
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,11 @@ async def replay(addresses: Addresses, pipeline: Pipeline, letters: Sequence[Let
     Send records of upstream topics to these topics again, as they came. Returns how many were sent.
 
     Records of our own topics are not sent: their coordinates are taken already, so they would be dropped as copies; the
-    service that refused them makes them again from its own log (driftline rebuild). Raises Fatal when one is sealed and there
-    is no key.
+    service that refused them makes them again from its own log (driftline rebuild). Nor are those that were too large, of
+    which only the beginning is kept. Raises Fatal when one is sealed and there is no key.
     """
     upstream = {stream.topic for stream in pipeline.streams}
-    mine = [letter for letter in letters if letter.topic in upstream]
+    mine = [letter for letter in letters if letter.topic in upstream and letter.reason != "too_large"]
     if not pii_key and any(letter.sealed for letter in mine):
         raise Fatal("some of the records are sealed: set DRIFTLINE_PII_KEY to the key that intake uses")
     producer = AIOKafkaProducer(bootstrap_servers=addresses.kafka, enable_idempotence=True, acks="all")

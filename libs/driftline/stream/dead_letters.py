@@ -19,6 +19,7 @@ from driftline.stream.records import Polled
 
 REASONS = ("undecodable", "contract", "missing_id", "bad_time", "future", "too_large", "schema", "poison", "late")
 NONCE_BYTES = 12
+KEY_KEPT_MAX, VALUE_KEPT_MAX = 64 << 10, 768 << 10  # bytes of a record that a letter keeps, for it must fit into one message
 
 
 class DeadLetters:
@@ -37,19 +38,22 @@ class DeadLetters:
 
     def of(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int | None = None) -> list[Messages]:
         """
-        The letters for `refused`, raw as in `polled`. Raises Fatal when this process has written more than its limit.
+        The letters for `refused`, raw as in `polled`. Raises Fatal when this process would write more than its limit.
         """
         if not refused:
             return []
-        self._count += len(refused)
-        if self._count > self._limit:
+        if self._count + len(refused) > self._limit:
             raise Fatal(
                 f"{self._service}: more than {self._limit} dead letters since the start, last: {refused[-1].reason}: {refused[-1].detail}. "
                 f"Look at them (driftline dead-letters {self._pipeline}), then raise DRIFTLINE_DEAD_LETTERS_MAX or mend the sender"
             )
+        return [self._messages(topic, partition, polled, refused, self._source if source is None else source)]
+
+    def sent(self, topic: str, refused: Sequence[Refused]) -> None:
+        """Count them, once they are acked and will not be made again."""
+        self._count += len(refused)
         for one in refused:
             metric("driftline_dead_letters_total").labels(pipeline=self._pipeline, topic=topic, reason=one.reason).inc()
-        return [self._messages(topic, partition, polled, refused, self._source if source is None else source)]
 
     def _messages(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int) -> Messages:
         n = len(refused)
@@ -69,13 +73,15 @@ class DeadLetters:
             "detail": Varlen.of(one.detail for one in refused),
             "timestamp": np.array([polled.timestamps[i] for i in at], np.int64),
             "sealed": np.full(n, sealed, np.bool_),
-            "key": _nullable([self._raw(polled.keys[i], sealed) for i in at]),
-            "value": _nullable([self._raw(polled.values[i], sealed) for i in at]),
+            "key": _nullable([self._kept(polled.keys[i], KEY_KEPT_MAX, sealed) for i in at]),
+            "value": _nullable([self._kept(polled.values[i], VALUE_KEPT_MAX, sealed) for i in at]),
         }
         return Messages("dead-letters", "dead_letter", None, columns, offsets, to=0)
 
-    def _raw(self, value: bytes | None, sealed: bool) -> bytes | None:
-        return seal(value, self._key) if sealed and value is not None else value
+    def _kept(self, value: bytes | None, most: int, sealed: bool) -> bytes | None:
+        """As it came; of what is too large, the beginning: it would be refused again anyway."""
+        kept = None if value is None else value[:most]
+        return seal(kept, self._key) if sealed and kept is not None else kept
 
 
 def _nullable(values: Sequence[bytes | None]) -> Varlen:

@@ -8,8 +8,9 @@ are fixed by ordinal, not shared out by a group (docs/decisions/0001): the group
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled,
 
 BATCH_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
+ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
+ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,28 @@ class Cluster:
     partitions: Mapping[str, int]
 
 
-class Source:
-    """One consumer of one partition, standing where it was put. `group` only names the committed offset."""
+@contextlib.asynccontextmanager
+async def _answering(what: str, within_s: float = ANSWER_S) -> AsyncIterator[None]:
+    """Whatever a broker does wrong, or not in time, is Recoverable."""
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+        raise Recoverable(f"{what}: {error!r}") from error
 
-    def __init__(self, kafka: str, topic: str, partition: int, *, group: str | None = None, wait_ms: int = 500) -> None:
+
+class Source:
+    """
+    One consumer of one partition, standing where it was put. `group` only names the committed offset.
+
+    `committed_only` leaves out what transactions wrote and took back: for topics that are not ours. All methods raise Recoverable.
+    """
+
+    def __init__(
+        self, kafka: str, topic: str, partition: int, *, group: str | None = None, wait_ms: int = 500, committed_only: bool = False
+    ) -> None:
         self._at = TopicPartition(topic, partition)
-        self._group = group
+        self._where = f"{topic}[{partition}]"
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka,
             group_id=group,
@@ -49,31 +68,38 @@ class Source:
             auto_offset_reset="none",
             fetch_max_wait_ms=wait_ms,
             max_partition_fetch_bytes=4 << 20,
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
             client_id=f"{group or 'driftline'}-{topic}-{partition}",
         )
 
     async def start(self) -> None:
-        """Connect. Raises Recoverable when the broker does not answer."""
-        try:
+        """Connect."""
+        async with _answering(f"{self._where}: cannot connect"):
             await self._consumer.start()
-            self._consumer.assign([self._at])
-        except KafkaError as error:
-            raise Recoverable(f"{self._at.topic}[{self._at.partition}]: cannot connect: {error!r}") from error
+        self._consumer.assign([self._at])
 
     async def bounds(self) -> tuple[int, int]:
         """The log's start and end, asked now."""
-        start = await self._consumer.beginning_offsets([self._at])
-        end = await self._consumer.end_offsets([self._at])
-        return start[self._at], end[self._at]
+        async with _answering(self._where):
+            start = await self._consumer.beginning_offsets([self._at])
+        return start[self._at], await self.end_now()
 
     async def end_now(self) -> int:
         """The log's end, asked now."""
-        end: int = (await self._consumer.end_offsets([self._at]))[self._at]
+        async with _answering(self._where):
+            end: int = (await self._consumer.end_offsets([self._at]))[self._at]
         return end
+
+    async def position(self) -> int:
+        """The offset up to which all was polled, what is no record (the marker of a transaction, a compacted place) included."""
+        async with _answering(self._where):
+            position: int = await self._consumer.position(self._at)
+        return position
 
     async def committed(self) -> int | None:
         """The group's committed offset."""
-        offset: int | None = await self._consumer.committed(self._at)
+        async with _answering(self._where):
+            offset: int | None = await self._consumer.committed(self._at)
         return offset
 
     def seek(self, offset: int) -> None:
@@ -81,11 +107,9 @@ class Source:
         self._consumer.seek(self._at, offset)
 
     async def poll(self, records_max: int, timeout_ms: int) -> Polled | None:
-        """The next records, as soon as there are any; None after `timeout_ms` without. Raises Recoverable."""
-        try:
+        """The next records, as soon as there are any; None after `timeout_ms` without."""
+        async with _answering(self._where):
             polled = await self._consumer.getmany(self._at, timeout_ms=timeout_ms, max_records=records_max)
-        except KafkaError as error:
-            raise Recoverable(f"{self._at.topic}[{self._at.partition}]: {error!r}") from error
         records = polled.get(self._at)
         if not records:
             return None
@@ -102,11 +126,9 @@ class Source:
         return end
 
     async def mark(self, offset: int, metadata: str = "") -> None:
-        """Commit the group's offset. Correctness never rests on it where there is a ledger, so a failure is only Recoverable."""
-        try:
+        """Commit the group's offset."""
+        async with _answering(f"{self._where}: offset not committed"):
             await self._consumer.commit({self._at: OffsetAndMetadata(offset, metadata)})
-        except KafkaError as error:
-            raise Recoverable(f"{self._at.topic}[{self._at.partition}]: offset not committed: {error!r}") from error
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -139,53 +161,59 @@ class Sink:
             request_timeout_ms=20_000,
             client_id=self._client,
         )
-        try:
+        async with _answering("cannot connect to Kafka"):
             await self._producer.start()
-        except KafkaError as error:
-            raise Recoverable(f"cannot connect to Kafka: {error!r}") from error
 
     async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
         """
         Send all of `messages`, by topic in ascending `order`, and wait for the acks. Returns how many were sent.
 
-        Raises Recoverable on any error: nothing is known then of what was written.
+        Raises Recoverable on any error: all that is known then is that each partition has the first so many of its messages.
         """
         routes: dict[tuple[str, int], list[Messages]] = defaultdict(list)
         for one in messages:
             if len(one):
                 routes[(one.topic, partition if one.to is None else one.to)].append(one)
-        try:
-            submitted = [await self._submit(topic, to, group, partition, now_ms) for (topic, to), group in routes.items()]
-            acks = [ack for some in submitted for ack in some]
-            await asyncio.gather(*acks)
-        except (TimeoutError, KafkaError) as error:
-            raise Recoverable(f"not sent: {error!r}") from error
+        async with _answering("not sent", ACKS_S):
+            sends = [self._send_in_order(topic, to, group, partition, now_ms) for (topic, to), group in routes.items()]
+            for failure in await asyncio.gather(*sends, return_exceptions=True):
+                if failure is not None:
+                    raise failure
         return sum(len(one) for one in messages)
 
-    async def _submit(self, kind: str, to: int, group: Sequence[Messages], partition: int, now_ms: int) -> list[asyncio.Future[object]]:
+    async def _send_in_order(self, kind: str, to: int, group: Sequence[Messages], partition: int, now_ms: int) -> None:
+        """
+        Send what goes to one partition. A batch goes when the one before it is acked: were a later one written and an earlier one
+        not, consumers, who keep one coordinate a lane, would take what is sent again for copies.
+        """
         keys: list[bytes | None] = []
         values: list[bytes] = []
         for one in group:
             keys += [None] * len(one) if one.keys is None else one.keys.tolist()
             values += self._encoder.values(one, partition)
-        sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable").tolist()
         topic = self._topics[kind].name
+        largest = max(len(value) + len(key or b"") for key, value in zip(keys, values, strict=True))
+        if largest > MESSAGE_BYTES_MAX:
+            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
+        sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable").tolist()
         producer = self._started()
-        acks = []
         batch = producer.create_batch()
         for at in sending:
             if batch.append(timestamp=now_ms, key=keys[at], value=values[at]) is None:
-                acks.append(await producer.send_batch(batch, topic, partition=to))
+                await (await producer.send_batch(batch, topic, partition=to))
                 batch = producer.create_batch()
-                if batch.append(timestamp=now_ms, key=keys[at], value=values[at]) is None:
-                    raise Fatal(f"a message of {len(values[at])} bytes for {topic} is larger than a batch may be")
-        acks.append(await producer.send_batch(batch, topic, partition=to))
-        return acks
+                batch.append(timestamp=now_ms, key=keys[at], value=values[at])  # always has room for its first
+        await (await producer.send_batch(batch, topic, partition=to))
 
     async def stop(self) -> None:
         """Disconnect; what was not acked is forgotten."""
-        if self._producer is not None:
-            await self._producer.stop()
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        if producer._sender is not None and producer._sender.sender_task is not None:
+            await producer._sender.close()  # or else `stop` waits until all is acked, for ever if it must
+            producer._message_accumulator.fail_all(KafkaError("thrown away"))
+        await producer.stop()
 
     def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
@@ -214,22 +242,31 @@ class Publisher:
         await self._sink.start()
 
     async def send(self, *messages: Messages, partition: int = 0) -> int:
-        """Send and wait for the acks. Raises Recoverable."""
+        """Send and wait for the acks. Raises Recoverable; what may be sent then is the same again, by a producer of its own."""
         if self._sink is None:
-            raise Fatal("the publisher was not started")
-        return await self._sink.send(messages, partition, self._clock.now_ms())
+            await self.start()
+        sink = self._sink
+        if sink is None:
+            raise Fatal("the publisher did not start")
+        try:
+            return await sink.send(messages, partition, self._clock.now_ms())
+        except Recoverable:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Disconnect."""
-        if self._sink is not None:
-            await self._sink.stop()
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            await sink.stop()
 
 
 class LogReader:
     """
     Reads a topic of ours, all partitions, from the start on: for whoever keeps no ledger because the log itself is the memory.
 
-    Copies are dropped by lane, so what comes out is first copies in order.
+    Copies are dropped by lane, so what comes out is first copies in order. All methods raise Recoverable; who reads by `next`
+    goes on after it by `start(positions)`.
     """
 
     def __init__(self, kafka: str, topic: Topic, registry: SchemaRegistry, wait_ms: int = 100) -> None:
@@ -244,7 +281,11 @@ class LogReader:
         self.copies = 0
 
     async def start(self, starts: Mapping[int, int] | None = None) -> None:
-        """Connect and stand at `starts`, or at the start of each partition."""
+        """Connect and stand at `starts`, or at the start of each partition. Raises Fatal when there is no such topic."""
+        async with _answering(f"{self._topic.name}: cannot connect"):
+            await self._connect(starts or {})
+
+    async def _connect(self, starts: Mapping[int, int]) -> None:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._kafka,
             enable_auto_commit=False,
@@ -258,12 +299,13 @@ class LogReader:
         self._consumer.assign(self._partitions)
         beginnings = await self._consumer.beginning_offsets(self._partitions)
         for at in self._partitions:
-            self.positions[at.partition] = (starts or {}).get(at.partition, beginnings[at])
+            self.positions[at.partition] = starts.get(at.partition, beginnings[at])
             self._consumer.seek(at, self.positions[at.partition])
 
     async def end_offsets(self) -> dict[int, int]:
         """The end of each partition, asked now."""
-        ends = await self._open().end_offsets(self._partitions)
+        async with _answering(self._topic.name):
+            ends = await self._open().end_offsets(self._partitions)
         return {at.partition: ends[at] for at in self._partitions}
 
     async def read_to(self, ends: Mapping[int, int] | None = None) -> dict[int, Batch]:
@@ -276,32 +318,41 @@ class LogReader:
         return {partition: joined(parts) for partition, parts in batches.items()}
 
     async def next(self, timeout_s: float = 0.2) -> list[Batch]:
-        """Whatever has arrived, or nothing after `timeout_s`."""
+        """Whatever has arrived that is no copy, or nothing after `timeout_s`."""
         return [batch for _, batch in await self._poll(int(timeout_s * 1000), None)]
 
     async def _poll(self, timeout_ms: int, goal: Mapping[int, int] | None) -> list[tuple[int, Batch]]:
         consumer = self._open()
         wanted = [at for at in self._partitions if goal is None or self.positions[at.partition] < goal.get(at.partition, 0)]
-        polled = await consumer.getmany(*wanted, timeout_ms=timeout_ms, max_records=20_000)
+        async with _answering(self._topic.name):
+            polled = await consumer.getmany(*wanted, timeout_ms=timeout_ms, max_records=20_000)
+        decoded = []
+        try:
+            for at, found in polled.items():
+                below = [record for record in found if goal is None or record.offset < goal[at.partition]]
+                decoded.append((at, found[-1].offset + 1, self._decoded(at.partition, below) if below else None))
+        except Recoverable:  # the registry: what was polled is yet to be had
+            for at in polled:
+                consumer.seek(at, self.positions[at.partition])
+            raise
         batches = []
-        for at, found in polled.items():
-            records = found
-            if goal is not None and found[-1].offset >= goal[at.partition]:
-                records = [record for record in found if record.offset < goal[at.partition]]
-                consumer.seek(at, goal[at.partition])
-            if not records:
-                self.positions[at.partition] = goal[at.partition] if goal else self.positions[at.partition]
-                continue
-            self.positions[at.partition] = records[-1].offset + 1
-            batches.append((at.partition, self._fresh(at.partition, records)))
+        for at, end, batch in decoded:
+            self.positions[at.partition] = end if goal is None else min(end, goal[at.partition])
+            if self.positions[at.partition] < end:
+                consumer.seek(at, self.positions[at.partition])
+            if batch is not None and len(fresh := self._fresh(batch)):
+                batches.append((at.partition, fresh))
         return batches
 
-    def _fresh(self, partition: int, records: Sequence[object]) -> Batch:
+    def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
         polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
         batch, refused = self._decoder.decode(partition, polled)
         if refused:
             raise Fatal(f"{self._topic.name}[{partition}]@{refused[0].offset}: {refused[0].reason}: {refused[0].detail}")
-        fresh, self._seen[partition] = drop_seen(batch, self._seen[partition])
+        return batch
+
+    def _fresh(self, batch: Batch) -> Batch:
+        fresh, self._seen[batch.partition] = drop_seen(batch, self._seen[batch.partition])
         self.copies += len(batch) - len(fresh)
         return fresh
 

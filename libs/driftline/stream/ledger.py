@@ -15,7 +15,9 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from driftline.errors import Fatal, Recoverable
 from driftline.stream.records import Coordinate, Lane
@@ -79,10 +81,12 @@ def connect(url: str) -> Redis:
 
 
 async def refuse_unsafe_store(url: str) -> None:
-    """Raises Fatal unless the server keeps what it is given."""
+    """Raises Fatal unless the server keeps what it is given, Recoverable when it does not answer yet."""
     client = connect(url)
     try:
         policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy")
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:  # among them: it is still loading
+        raise Recoverable(f"DRIFTLINE_REDIS: the store does not answer: {error}") from error
     except RedisError as error:
         raise Fatal(f"DRIFTLINE_REDIS: cannot ask for maxmemory-policy: {error}") from error
     finally:

@@ -76,30 +76,39 @@ class Operators:
         self._pipeline = pipeline
         self._registry = registry
         self._clock = clock
-        self._workers: list[Worker] = []
-        self._stopping = False
+        self._workers: list[Worker] | None = None  # None until it is known which partitions there are
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Run until stopped. A partition that is refused leaves the others running; an error that nobody foresaw stops all."""
-        if self._wiring.row_format is not None:
-            await refuse_unsafe_store(self._settings.redis)
-        cluster = await self._described()
-        operator = await asyncio.to_thread(self._operator, cluster)
-        owned = range(self._settings.replica, cluster.partitions[self._wiring.reads.name], self._settings.replicas)
+        operator = None
+        while operator is None and not self._stopping.is_set():
+            try:
+                operator = await self._prepared()
+            except Recoverable as fault:
+                log.warning("not started yet", service=self._wiring.service, because=str(fault))
+                await asyncio.sleep(0.5)
+        if operator is None:
+            return
+        partitions = operator.cluster.partitions[self._wiring.reads.name]
+        owned = range(self._settings.replica, partitions, self._settings.replicas)
         self._workers = [Worker(operator, partition, self._clock) for partition in owned]
-        if self._stopping:
+        if not self._workers:  # a topic of fewer partitions than there are processes
+            await self._stopping.wait()
+        if self._stopping.is_set():
             return
         async with asyncio.TaskGroup() as group:
             for worker in self._workers:
                 group.create_task(worker.run())
 
+    async def _prepared(self) -> Operator:
+        if self._wiring.row_format is not None:
+            await refuse_unsafe_store(self._settings.redis)
+        return await asyncio.to_thread(self._operator, await self._described())
+
     async def _described(self) -> Cluster:
         names = [topic.name for topic in Topics.of(self._pipeline).by_kind().values()]
-        while True:
-            with contextlib.suppress(Recoverable):
-                cluster = await describe(self._settings.kafka, names)
-                break
-            await asyncio.sleep(0.5)
+        cluster = await describe(self._settings.kafka, names)
         missing = [name for name in names if not cluster.partitions.get(name)]
         if missing:
             raise Fatal(f"the topics {', '.join(missing)} do not exist: driftline up creates them")
@@ -133,23 +142,23 @@ class Operators:
 
     def stop(self) -> None:
         """Finish the batches in hand, then leave."""
-        self._stopping = True
-        for worker in self._workers:
+        self._stopping.set()
+        for worker in self._workers or ():
             worker.stop()
 
     @property
     def ready(self) -> bool:
         """Every partition that may go on has been acquired."""
-        return bool(self._workers) and all(worker.ready or worker.refused for worker in self._workers)
+        return self._workers is not None and all(worker.ready or worker.refused for worker in self._workers)
 
     @property
     def refused(self) -> str:
         """Why partitions must not go on."""
-        return "; ".join(worker.refused for worker in self._workers if worker.refused)
+        return "; ".join(worker.refused for worker in self._workers or () if worker.refused)
 
     def stalled_s(self) -> float:
         """The longest that a partition has been behind without moving."""
-        return max((worker.stalled_s() for worker in self._workers), default=0.0)
+        return max((worker.stalled_s() for worker in self._workers or ()), default=0.0)
 
 
 class Follower:
@@ -165,8 +174,16 @@ class Follower:
 
     async def run(self) -> None:
         """Follow until stopped; `ready` once all that was there at the start has been taken."""
-        await self._reader.start()
+        while not self._stopping:
+            try:
+                await self._follow()
+            except Recoverable as fault:
+                log.warning("following again", topic=self._topic.name, because=str(fault))
+                await asyncio.sleep(0.5)
+
+    async def _follow(self) -> None:
         try:
+            await self._reader.start(self._reader.positions)
             goal = await self._reader.end_offsets()
             while not self._stopping:
                 self.ready = self.ready or all(self._reader.positions[partition] >= end for partition, end in goal.items())

@@ -40,6 +40,7 @@ ROWS_MAX = 1_000
 BYTES_MAX = 512 << 10
 TRIES_BEFORE_CAUTION = 2
 IDLE_CHECK_S = 1.0
+SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
 MARK_EVERY_S = 1.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -77,8 +78,7 @@ class Worker:
         self._labels = {"pipeline": operator.pipeline, "service": operator.service, "topic": operator.topic}
         self._moved_at = clock.monotonic_s()
         self._position = 0
-        self._end: int | None = None
-        self._applied_ms = 0
+        self._session: _Session | None = None
         self.ready = False
         self.refused = ""  # why this partition must not go on
 
@@ -92,8 +92,13 @@ class Worker:
             session = _Session(self._operator, self._partition, self._clock)
             try:
                 await session.acquire()
+                self._session = session
                 self.ready = True
                 await self._go_on(session)
+                await session.forgive()
+            except asyncio.CancelledError:  # another partition failed
+                await session.forgive()
+                raise
             except Recoverable as fault:
                 failures = 0 if self._position > before else failures + 1
                 log.warning("acquiring again", **self._labels, partition=self._partition, because=str(fault))
@@ -105,28 +110,29 @@ class Worker:
                 return
             finally:
                 self.ready = False
+                self._session = None
                 await session.close()
 
     async def _go_on(self, session: _Session) -> None:
         while not self._stopping.is_set():
             moved = await session.round()
-            self._position, self._end, self._applied_ms = session.position, session.end, session.applied_ms
+            self._position = session.position
             if moved or not self.behind:
                 self._moved_at = self._clock.monotonic_s()
-            self._observe()
+            self._observe(session)
         await session.mark()
 
-    def _observe(self) -> None:
+    def _observe(self, session: _Session) -> None:
         labels = {**self._labels, "partition": str(self._partition)}
-        metric("driftline_lag_messages").labels(**labels).set(max(0, (self._end or 0) - self._position))
+        metric("driftline_lag_messages").labels(**labels).set(max(0, session.end - session.position))
         now_ms = self._clock.now_ms()
-        metric("driftline_lag_seconds").labels(**labels).set((now_ms - self._applied_ms) / 1000 if self.behind else 0)
+        metric("driftline_lag_seconds").labels(**labels).set((now_ms - session.applied_ms) / 1000 if self.behind else 0)
         metric("driftline_progress_timestamp_seconds").labels(**labels).set((now_ms - 1000 * self.stalled_s()) / 1000)
 
     @property
     def behind(self) -> bool:
-        """True when the log holds what was not applied yet."""
-        return self._end is not None and self._position < self._end
+        """True when the log holds what was not applied yet; asked while a batch is in hand, too."""
+        return self._session is not None and self._session.position < self._session.end
 
     def stalled_s(self) -> float:
         """For how long this partition has been behind without moving: alive but not moving is a failure."""
@@ -155,7 +161,9 @@ class _Session:
         self._seen: Mapping[Lane, Coordinate] = {}
         self._records_max = operator.records_max
         self._tries = 0
-        self._idle_since = self._marked_at = clock.monotonic_s()
+        self._row_bytes = 0.0  # of a row, in the commits so far
+        self._end = 0  # as last asked for
+        self._idle_since = self._marked_at = self._heard_at = clock.monotonic_s()
         self._marked = -1
         self.position = 0
         self.applied_ms = clock.now_ms()  # timestamp of the last record applied
@@ -174,14 +182,16 @@ class _Session:
         )
 
     @property
-    def end(self) -> int | None:
+    def end(self) -> int:
         """The log's end as last heard."""
-        return self._source.end()
+        return max(self._end, self._source.end() or 0)
 
     async def acquire(self) -> None:
         """Find out where to go on, and refuse if this log, this state or this definition is another than was left here."""
-        await asyncio.gather(self._source.start(), self._sink.start())
+        await self._source.start()
+        await self._sink.start()
         start, end = await self._source.bounds()
+        self._end = end
         committed = await self._source.committed()
         if self._ledger is None:
             self.position = start if committed is None else committed
@@ -193,9 +203,10 @@ class _Session:
                 await self._verify(entry, start, end)
                 self._seen = entry.seen
             self.position = start if entry is None else entry.next
-            await self._take_care(self._ledger)
         if not start <= self.position <= end:
             raise Fatal(self._worded(f"offset {self.position} is outside the log, which holds {start} to {end}"))
+        if self._ledger is not None and self.position < end:  # where nothing waits, nothing can have stopped the process
+            await self._take_care(self._ledger)
         self._source.seek(self.position)
 
     async def _verify(self, entry: Entry, start: int, end: int) -> None:
@@ -223,6 +234,9 @@ class _Session:
 
     def _worded(self, fault: str) -> str:
         where = f"{self._operator.topic}[{self._partition}]"
+        if self._ledger is None:
+            group = self._operator.group
+            return f"{where}: {fault}. What is gone was never answered; to go on with what is there, reset the offset of the group {group}"
         return f"{where}: {fault}. Rebuild it from the log: driftline rebuild {self._operator.pipeline} --partition {self._partition}"
 
     async def _take_care(self, ledger: Ledger) -> None:
@@ -247,7 +261,7 @@ class _Session:
         if polled is None:
             await self._idle()
             return False
-        self._idle_since = self._clock.monotonic_s()
+        self._idle_since = self._heard_at = self._clock.monotonic_s()
         if self._is_poison():
             await self._give_up(polled)
             return True
@@ -260,6 +274,7 @@ class _Session:
             mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
             await self._apply(part, mine, polled)
             if part.next_offset == batch.next_offset:
+                self._records_max = min(2 * self._records_max, self._operator.records_max)
                 return True
             batch = batch.tail(part.next_offset)
 
@@ -267,7 +282,8 @@ class _Session:
         """As much of `batch` as one commit may carry."""
         if self._ledger is None:
             return batch
-        while len(batch) > 1 and self._core.touches(batch) > ROWS_MAX:
+        rows = min(ROWS_MAX, BYTES_MAX / self._row_bytes) if self._row_bytes else ROWS_MAX
+        while len(batch) > 1 and self._core.touches(batch) > rows:
             batch = batch.head(len(batch) // 2)
         return batch
 
@@ -286,9 +302,12 @@ class _Session:
             entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
             with self._timed("commit"):
                 await self._ledger.commit(entry, effects.state)
+            if effects.state:
+                self._row_bytes = sum(len(row or b"") for row in effects.state.values()) / len(effects.state)
             metric("driftline_ledger_commits_total").labels(
                 pipeline=self._operator.pipeline, service=self._operator.service, result="applied"
             ).inc()
+        self._operator.dead_letters.sent(self._operator.topic, refused)
         self._seen = seen
         self.position = batch.next_offset
         self.applied_ms = polled.timestamps[bisect.bisect_left(polled.offsets, batch.next_offset) - 1]
@@ -327,6 +346,11 @@ class _Session:
         if self._ledger is not None:
             await self._ledger.check()
         await self.mark()
+        self._end = await self._source.end_now()
+        if self.position >= self._end:
+            self._heard_at = now
+        elif now - self._heard_at > SILENCE_S:
+            raise Recoverable(f"the log goes on to {self._end}, but nothing arrives from {self.position} on")
 
     async def mark(self) -> None:
         """Commit the group's offset: where there is a ledger, for lag tools only."""

@@ -35,7 +35,7 @@ def test_inputs_are_compared_with_what_the_model_was_trained_on(reference: Refer
     PSI, missing now and then; out of range only where the bundle keeps bounds.
     """
     same = Inputs(1_000, {"delay": [400, 300, 300, 0], "wind": [0, 500, 500]})
-    inputs = inputs_of(window(one=same), "one", reference)
+    inputs = inputs_of(same, reference)
     assert inputs["delay"]["psi"] == pytest.approx(0.0, abs=1e-6)
     assert inputs["wind"]["psi"] > 1
     assert (inputs["wind"]["missing"], inputs["wind"]["missing_at_training"], inputs["wind"]["out_of_range"]) == (0.5, 0.0, None)
@@ -45,7 +45,7 @@ def test_window_without_rows_has_no_inputs(reference: Reference) -> None:
     """
     Nothing was asked, nothing is said.
     """
-    assert inputs_of(window(), "one", reference) == {}
+    assert inputs_of(Inputs(), reference) == {}
     assert missing_without_model(window()) == {}
 
 

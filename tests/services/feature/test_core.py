@@ -445,6 +445,21 @@ def test_dropping_what_is_in_memory_changes_nothing(pipeline: Pipeline, records:
     assert roomy.store == cramped.store
 
 
+def test_no_more_entities_stay_in_memory_than_there_is_room_for(pipeline: Pipeline) -> None:
+    """
+    A batch that begins with too many drops them, and asks for its own again.
+    """
+    core = Feature(pipeline, 0, entities_max=10)
+    most = 0
+    for at in range(40):
+        batch = batch_of(pipeline, [(at, Ask(START + at, card=f"c{at}"))], 0, 1)
+        while needed := core.needs(batch):
+            core.load(dict.fromkeys(needed))
+        core.step(batch)
+        most = max(most, core.entities)
+    assert most < 10 + 2 * (len(pipeline.views) + 1)
+
+
 @settings(max_examples=20, deadline=None)
 @given(records=logs(steps=st.sampled_from([0, 0, 1, 3, 10, 25])))
 def test_rows_are_the_same_with_one_partition_and_with_four(pipeline: Pipeline, records: list[Record]) -> None:
@@ -640,6 +655,14 @@ def test_a_row_carries_its_coordinate_and_the_deployment_of_the_last_tick(pipeli
     assert tuple(rows[4][name] for name in ("id", "key", "time", "visible")) == (b"a4", b"c1", START + 25, START + 25)
     assert pipeline.digest.encode() == rows[4]["layout"]
     assert unpack_strings(rows[4]["slices"]) == ("s1", "1")
+
+
+def test_a_row_before_a_tick_in_its_batch_names_the_deployment_before_it(pipeline: Pipeline) -> None:
+    """
+    However the log is cut, a deployment is in force from its tick on.
+    """
+    records = [Tick(START, 3), Ask(START + 1), Tick(START + 10, 4), Ask(START + 11), Tick(START + 20, 5)]
+    assert [row["deployment"] for row in play(pipeline, records).rows.values()] == [3, 4]
 
 
 def test_ticks_are_passed_on_to_both_topics_in_place(pipeline: Pipeline) -> None:

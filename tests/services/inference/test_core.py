@@ -119,6 +119,20 @@ def test_without_a_model_every_answer_is_degraded_and_carries_its_row(pipeline, 
     assert sent.columns["row"].tolist() == rows["row"].tolist()
 
 
+def test_a_model_reads_the_same_bytes_that_go_to_the_journal(pipeline, inference):
+    """
+    Missing stays missing and nothing is rounded: what is scored is what will be trained on.
+    """
+    model = Fake(pipeline.layout)
+    read = []
+    model.score = lambda matrix: read.append(matrix.copy()) or np.zeros(len(matrix), np.float32)
+    inference.add(deployment(1, [champion(ONE)]), {ONE: model})
+    rows = rows_of(pipeline, [{"wind": np.nan, "humidity": 0.1}, {"wind": 1e-30}], [1, 1])
+    sent = next(one for one in inference.step(batch_of(rows)).messages if one.message == "answer")
+    assert sent.columns["row"].tolist() == rows["row"].tolist()
+    assert read[0].tobytes() == pipeline.layout.matrix(sent.columns["row"]).tobytes()
+
+
 def test_each_row_is_answered_by_the_deployment_that_it_names(pipeline, inference):
     """
     Three versions in one batch, mixed; the answers come in the batch's order.

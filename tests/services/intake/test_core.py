@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,27 @@ def test_ties_go_by_declared_stream_then_partition_then_offset():
     assert everything(intake, 1_099) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
 
 
+def test_records_are_merged_by_when_they_were_visible_not_by_when_they_happened():
+    """
+    What happened first and was told last comes last, for nobody could know it before.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (1, 0)], tick=10, newest={})
+    told_late = arrived(0, [1_060])
+    intake.add((0, 0), replace(told_late, times=told_late.times - 1_000))
+    intake.add((1, 0), arrived(0, [1_050]))
+    assert everything(intake, 1_099) == [(1, 0, 0), (0, 0, 0)]
+
+
+def test_nothing_goes_beyond_the_time_that_a_replay_is_at():
+    """
+    Not even what was read already; and ticks follow the last record up to there.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(0, [1_010, 1_250]))
+    assert everything(intake, 1_200) == [("tick", 10), (0, 0, 0), ("tick", 11), ("tick", 12)]
+    assert everything(intake, 1_300) == [(0, 0, 1), ("tick", 13)]
+
+
 def test_a_record_out_of_order_in_its_partition_stays_behind_its_predecessor():
     """
     The order of a source partition is never changed, for consumers tell copies by it.
@@ -119,6 +141,20 @@ def test_a_record_that_is_not_broadcast_goes_to_its_own_partition_alone():
     assert [int(partitions_of(Varlen.of(["N14228"]), 4)[0])] == [one.to for one in emitted.messages if one.message == "event" and len(one)]
     assert [one.columns["offset"].tolist() for one in emitted.messages if one.message == "tick"] == [[10]] * 4
     assert all((one.columns["deployment"] == 7).all() for one in emitted.messages if one.message == "tick")
+
+
+def test_every_record_is_placed_by_its_key():
+    """
+    Records of one key lie in one partition, whatever their ids.
+    """
+    keys = [f"N{number}" for number in range(12)]
+    intake = Intake(pipeline(False), 4, [(0, 0)], tick=10, newest={})
+    for at, key in enumerate(2 * keys):
+        intake.add((0, 0), arrived(at, [1_010], key=key))
+    emitted = intake.emit(FOREVER, None, 0, 100)
+    placed = {one.to: one.columns["key"].texts() for one in emitted.messages if one.message == "event"}
+    homes = partitions_of(Varlen.of(keys), 4).tolist()
+    assert placed == {to: 2 * [key for key, home in zip(keys, homes, strict=True) if home == to] for to in range(4)}
 
 
 def test_late_records_are_counted_and_sent():

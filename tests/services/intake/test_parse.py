@@ -165,6 +165,14 @@ def test_personal_fields_leave_as_keyed_tokens():
     assert [first, second, third] == columns["card"].tolist()
 
 
+def test_a_token_depends_on_the_key():
+    """
+    Whoever lacks the key cannot find a value by hashing all there are.
+    """
+    tokens = [Parser(stream(("card",)), MemoryRegistry(), key).parse(polled(changed()), CLOCK_MS)[0].keys[0] for key in (b"one", b"two")]
+    assert tokens[0] != tokens[1]
+
+
 def test_personal_fields_without_a_key_refuse_to_start():
     """
     The setting is named.

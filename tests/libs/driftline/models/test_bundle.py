@@ -109,6 +109,17 @@ def test_one_altered_byte_anywhere_is_refused(store, digest, tmp_path, name):
         store.get(digest)
 
 
+def test_a_manifest_that_still_reads_well_is_refused_when_it_was_altered(store, digest, tmp_path):
+    """
+    Another decision threshold fits the graph as well as the one that was signed.
+    """
+    path = tmp_path / "models" / digest / "manifest.json"
+    told = store.get(digest).manifest
+    path.write_bytes(msgspec.structs.replace(told, threshold=told.threshold + 0.25).canonical())
+    with pytest.raises(Invalid, match="altered"):
+        store.get(digest)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "signature"])
 def test_a_bundle_that_lacks_a_file_is_refused(store, digest, tmp_path, name):
     """

@@ -61,6 +61,14 @@ def test_the_index_counts_where_offsets_are_equal():
     assert ([0, 1], {lane_of(1, 0, 0): (5, 1)}) == (taken(kept), seen)
 
 
+def test_each_writer_source_and_partition_has_a_lane_of_its_own():
+    """
+    One number tells all of them apart, up to many more partitions than a topic has.
+    """
+    everyone = [(writer, source, partition) for writer in (1, 3, 11) for source in (0, 1, 16, 17) for partition in (0, 1, 9_999)]
+    assert len(everyone) == len({lane_of(*one) for one in everyone})
+
+
 def test_the_head_and_the_tail_of_a_batch_are_the_batch():
     """
     Cut by number of messages, in the log's order.

@@ -8,12 +8,14 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
+from prometheus_client import REGISTRY
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Source as From
@@ -21,6 +23,7 @@ from driftline.contracts.messages import Writer
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.errors import Recoverable
+from driftline.stream import worker as worker_module
 from driftline.stream.batch import Batch, Effects, Messages, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
@@ -88,7 +91,7 @@ class Bench:
     def topics(self) -> Topics:
         return Topics.of(SimpleNamespace(name=self.name, retention_ms=86_400_000))
 
-    async def publish(self, n: int, first: int = 0) -> None:
+    async def publish(self, n: int, first: int = 0, partition: int = 0) -> None:
         """Append `n` events, numbered from `first`, as intake would."""
         publisher = Publisher(self.kafka, self.topics, self.registry, Writer.INTAKE, SystemClock())
         await publisher.start()
@@ -106,10 +109,10 @@ class Bench:
             "home": np.ones(n, np.bool_),
             "body": Varlen.repeat(b"", n),
         }
-        await publisher.send(Messages("events", "event", keys, columns, numbers))
+        await publisher.send(Messages("events", "event", keys, columns, numbers), partition=partition)
         await publisher.stop()
 
-    async def worker(self) -> Worker:
+    async def worker(self, partition: int = 0) -> Worker:
         topics = self.topics
         written = {"journal": topics.journal, "dead-letters": topics.dead_letters}
         encoder = Encoder(written, self.registry, Writer.FEATURE)
@@ -130,7 +133,7 @@ class Bench:
             dead_letters=DeadLetters(self.name, "toy", From.EVENTS, self.letters_max),
             records_max=self.records_max,
         )
-        return Worker(operator, 0, SystemClock())
+        return Worker(operator, partition, SystemClock())
 
     async def outcomes(self) -> tuple[list[tuple[str, int]], int]:
         """(id, count) of every first copy on the journal, in order; and how many copies there were besides."""
@@ -266,6 +269,113 @@ async def test_a_lost_ack_throws_the_producer_away_and_loses_nothing(bench: Benc
     await bench.publish(200)
     await bench.run_until(200)
     assert expected(200) == (await bench.outcomes())[0]
+
+
+class FailsBeforeSending(Sink):
+    """Every third send reports an error, and nothing was written."""
+
+    attempts = 0
+
+    async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
+        FailsBeforeSending.attempts += 1
+        if FailsBeforeSending.attempts % 3 == 0:
+            raise Recoverable("the broker was away")
+        return await super().send(messages, partition, now_ms)
+
+
+async def test_messages_that_were_not_sent_are_made_again(bench: Bench):
+    """
+    The ledger moves behind the acks, never before them: what nobody acked is still ahead of it.
+    """
+    bench.sink_kind = FailsBeforeSending
+    await bench.publish(200)
+    await bench.run_until(200)
+    assert (expected(200), 0) == await bench.outcomes()
+
+
+class Passing(Counting):
+    """Keeps nothing from one batch to the next."""
+
+    def needs(self, batch: Batch) -> Sequence[bytes]:
+        self._counts = Counter()
+        return []
+
+    def step(self, batch: Batch) -> Effects:
+        return replace(super().step(batch), state={})
+
+
+async def test_an_operator_without_a_ledger_goes_on_behind_the_acks(bench: Bench):
+    """
+    Its committed offset is all that it has, so it moves when everything before it was sent.
+    """
+    bench.sink_kind = FailsBeforeSending
+    await bench.publish(200)
+    worker = await bench.worker()
+    object.__setattr__(worker._operator, "ledger", None)
+    object.__setattr__(worker._operator, "core", lambda _: Passing())
+    task = asyncio.create_task(worker.run())
+    while worker._position < 200 and not task.done():
+        await asyncio.sleep(0.02)
+    worker.stop()
+    await task
+    found, _ = await bench.outcomes()
+    assert [str(n) for n in range(200)] == [name for name, _ in found]
+
+
+async def test_what_a_partition_causes_stays_in_its_partition(kafka: str):
+    """
+    Messages go to the partition of the same number, in the order of their causes.
+    """
+    bench = Bench(kafka)
+    await ensure_topics(kafka, bench.topics, 2)
+    await bench.publish(30, partition=1)
+    await bench.run_until(30, await bench.worker(1))
+    reader = LogReader(kafka, bench.topics.journal, bench.registry)
+    await reader.start()
+    batches = await reader.read_to()
+    await reader.stop()
+    assert {1: [str(n) for n in range(30)]} == {number: batch.tables["outcome"]["id"].texts() for number, batch in batches.items()}
+
+
+class CountsRows(MemoryLedger):
+    """Remembers how many rows each commit carried."""
+
+    rows_written: ClassVar[list[int]] = []
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        CountsRows.rows_written.append(len(rows))
+        await super().commit(entry, rows)
+
+
+async def test_a_commit_carries_no_more_rows_than_one_may(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """
+    A batch that touches more is cut, and its parts are applied one after the other.
+    """
+    monkeypatch.setattr(worker_module, "ROWS_MAX", 2)
+    bench.ledger_kind = CountsRows
+    await bench.publish(40)
+    await bench.run_until(40)
+    assert (expected(40), 0) == await bench.outcomes()
+    assert max(CountsRows.rows_written) == 2
+
+
+async def test_every_record_that_was_read_is_accounted_for(bench: Bench):
+    """
+    Read equals applied, duplicate and dead-lettered together, through a batch that is repeated as well.
+    """
+    bench.ledger_kind = DiesBeforeCommit
+    await bench.publish(30)
+    await raw(bench, b"not framed at all")
+    await bench.publish(40)
+    await bench.run_until(71)
+    labels = {"pipeline": bench.name, "service": "toy", "topic": bench.topics.events.name}
+    became = {outcome: told("driftline_messages_total", outcome=outcome, **labels) for outcome in ("applied", "duplicate", "dead_lettered")}
+    assert became == {"applied": 40, "duplicate": 30, "dead_lettered": 1}
+    assert told("driftline_messages_read_total", **labels) == 71
+
+
+def told(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
 
 
 async def test_a_store_that_comes_back_with_older_state_is_folded_up_to_date_again(bench: Bench):
