@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
-from driftline.stream.batch import Refused
+from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Sink, Source, committed_metadata, describe
 from driftline.stream.process import Ops, Process
@@ -34,7 +34,11 @@ from .parse import Parser
 
 EMIT_MAX = 4_000
 WAITING_MAX = 50_000  # records of one source that wait for the others
+WAITING_BYTES_MAX = 64 << 20
 POLL_MAX = 5_000
+POLL_MS = 100
+SILENCE_S = 15.0  # for so long a source may hold more without any of it arriving
+PII_KEY_BYTES = 32
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,23 +72,32 @@ class Upstream:
         self.source = source
         self.origin = origin
         self.topic = topic
-        self.position = 0  # what was handed to the merge
+        self.position = 0  # up to where all was handed to the merge
+        self._polled_to = 0  # the same for the queue, with what is no record
         self._queue: deque[Polled] = deque()
-        self._queued = 0
+        self._queued = self._queued_bytes = 0
         self._wake = wake
         self._room = asyncio.Event()
 
     async def pump(self) -> None:
         """Read ahead, for ever."""
         while True:
-            while self._queued >= WAITING_MAX:
+            while self._queued >= WAITING_MAX or self._queued_bytes >= WAITING_BYTES_MAX:
                 self._room.clear()
                 await self._room.wait()
-            polled = await self.source.poll(POLL_MAX, 1_000)
+            polled = await self.source.poll(POLL_MAX, POLL_MS)
+            position = await self.source.position()
             if polled is not None:
                 self._queue.append(polled)
                 self._queued += len(polled)
+                self._queued_bytes += _size(polled)
+            if position > self._polled_to:
+                self._polled_to = position
                 self._wake.set()
+
+    def read_to(self, end: int) -> bool:
+        """True when everything below offset `end` was handed to the merge."""
+        return self.position >= end or (not self._queue and self._polled_to >= end)
 
     def take(self, end: int) -> Polled | None:
         """The next records below offset `end`."""
@@ -96,9 +109,14 @@ class Upstream:
             self._queue.appendleft(polled.part(below, len(polled)))
             polled = polled.part(0, below)
         self._queued -= len(polled)
+        self._queued_bytes -= _size(polled)
         self._room.set()
         self.position = polled.offsets[-1] + 1
         return polled
+
+
+def _size(polled: Polled) -> int:
+    return sum(len(value or b"") for value in polled.values)
 
 
 class IntakePart:
@@ -120,8 +138,10 @@ class IntakePart:
         self._deployments: LogReader | None = None
         self._deployment = 0
         sealed = [stream.topic for stream in pipeline.streams if stream.pii]
-        key = bytes.fromhex(settings.pii_key)[:32] if sealed else b""
+        key = _letter_key(settings.pii_key) if sealed else b""
         self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key=key, sealed=sealed)
+        self._heard_at = 0.0
+        self._waiting_since: float | None = None  # for what a source holds and does not give
         self.ready = False
 
     async def run(self) -> None:
@@ -140,10 +160,15 @@ class IntakePart:
         self._stopping = True
         self._wake.set()
 
+    def stalled_s(self) -> float:
+        """For how long a source has not given what it holds."""
+        return 0.0 if self._waiting_since is None else self._clock.monotonic_s() - self._waiting_since
+
     async def _session(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            encoder = Encoder({"events": self._topics.events, "dead-letters": self._topics.dead_letters}, self._registry, Writer.INTAKE)
-            sink = Sink(self._settings.kafka, self._topics.by_kind(), encoder, self._group)
+            written = {"events": self._topics.events, "dead-letters": self._topics.dead_letters}
+            encoder = await asyncio.to_thread(Encoder, written, self._registry, Writer.INTAKE)
+            sink = Sink(self._settings.kafka, written, encoder, self._group)
             stack.push_async_callback(sink.stop)
             await sink.start()
             intake = await self._connect(stack)
@@ -154,7 +179,7 @@ class IntakePart:
                 _raise_failed(pumps)
                 horizon = await self._horizon(intake)
                 if horizon is not None:
-                    await self._go_to(horizon, intake, sink)
+                    await self._go_to(horizon, intake, sink, pumps)
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Intake:
         """Stand where the committed offsets say, with the last tick and each source's newest time from their metadata."""
@@ -168,12 +193,18 @@ class IntakePart:
         ticks, newest = [], {}
         for origin in origins:
             topic = streams[origin[0]].topic
-            source = Source(self._settings.kafka, topic, origin[1], group=self._group, wait_ms=50)
+            source = Source(self._settings.kafka, topic, origin[1], group=self._group, wait_ms=50, committed_only=True)
             stack.push_async_callback(source.stop)
             await source.start()
             upstream = Upstream(source, origin, topic, self._wake)
             offset, metadata = marks.get((topic, origin[1]), (None, ""))
-            upstream.position = (await source.bounds())[0] if offset is None else offset
+            start, end = await source.bounds()
+            upstream.position = start if offset is None else offset
+            if not start <= upstream.position <= end:
+                raise Fatal(
+                    f"{topic}[{origin[1]}]: intake stands at offset {offset}, but the log holds {start} to {end}: records are gone that "
+                    f"were never read. To go on with what is there, reset the offsets of the group {self._group} on it to the earliest"
+                )
             source.seek(upstream.position)
             if metadata:
                 told = json.loads(metadata)
@@ -191,6 +222,8 @@ class IntakePart:
         await reader.start()
         self._clock_records.clear()
         self._horizons, self._deployments = (reader, None) if self._settings.replay else (None, reader)
+        if not self._settings.replay:
+            self._take_deployments((await reader.read_to()).values())
 
     async def _horizon(self, intake: Intake) -> Horizon | None:
         return await (self._replay_horizon(intake) if self._settings.replay else self._live_horizon())
@@ -210,6 +243,8 @@ class IntakePart:
 
     def _horizon_of(self, record: ClockRecord) -> Horizon:
         numbers = {stream.topic: stream.number for stream in self._pipeline.streams}
+        if record.time % self._pipeline.tick_ms:
+            raise Fatal(f"{self._topics.clock.name}: the time {record.time} is no multiple of the pipeline's tick")
         told = {(numbers[end.topic], end.partition): end.offset for end in record.ends if end.topic in numbers}
         ends = {origin: told.get(origin, 0) for origin in self._upstreams}
         return Horizon(record.time, record.time, record.time, record.deployment, ends)
@@ -230,43 +265,63 @@ class IntakePart:
     async def _read_deployments(self) -> None:
         if self._deployments is None:
             raise Fatal("the deployments are not being read")
-        for batch in await self._deployments.next(0):
+        self._take_deployments(await self._deployments.next(0))
+
+    def _take_deployments(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
             self._deployment = max([self._deployment, *(deployment.version for deployment in facts(batch.tables["deployment"]))])
 
-    async def _go_to(self, horizon: Horizon, intake: Intake, sink: Sink) -> None:
+    async def _go_to(self, horizon: Horizon, intake: Intake, sink: Sink, pumps: Sequence[asyncio.Task[None]]) -> None:
         """Emit stretch by stretch until every source is read to its end and nothing below the horizon waits."""
 
         def complete(origin: Origin) -> bool:
-            return self._upstreams[origin].position >= horizon.ends[origin]
+            return self._upstreams[origin].read_to(horizon.ends[origin])
 
         while not self._stopping:
-            refused = await self._read(horizon, intake, sink)
+            _raise_failed(pumps)
+            read, refused = await self._read(horizon, intake, sink)
             done = all(map(complete, self._upstreams))
-            bound = intake.bound(complete, horizon.until)
-            emitted = intake.emit(bound, horizon.ticks_to if done else None, horizon.deployment, EMIT_MAX)
+            bound, holder = intake.bound(complete, horizon.until), intake.holder(complete, horizon.until)
+            ticks_to = horizon.ticks_to if done else None
+            emitted = intake.emit(bound, ticks_to, horizon.deployment, EMIT_MAX, holder=holder, clock_ms=horizon.clock_ms)
             if len(emitted):
                 await sink.send(emitted.messages, 0, self._clock.now_ms())
                 self._tally(emitted.taken, emitted.late)
             if len(emitted) or refused:
                 await self._mark(intake)
+            if len(emitted) or read or done:
+                self._waiting_since = None
+            else:
+                await self._wait()
             if done and not len(emitted):
                 return
-            if not len(emitted) and not refused:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), 0.2)
-                self._wake.clear()
 
-    async def _read(self, horizon: Horizon, intake: Intake, sink: Sink) -> int:
-        """Hand what has arrived to the merge; what cannot be taken goes to the dead letters."""
-        count = 0
+    async def _wait(self) -> None:
+        """Until something arrives, for a moment. Raises Recoverable when nothing has for too long: a consumer may have gone deaf."""
+        if self._waiting_since is None:
+            self._waiting_since = self._heard_at = self._clock.monotonic_s()
+        if self._clock.monotonic_s() - self._heard_at > SILENCE_S:
+            self._heard_at = self._clock.monotonic_s()
+            raise Recoverable("a source holds more than was read, and does not give it")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), 0.2)
+        self._wake.clear()
+
+    async def _read(self, horizon: Horizon, intake: Intake, sink: Sink) -> tuple[int, int]:
+        """
+        Hand what has arrived to the merge; what cannot be taken goes to the dead letters. Returns how many were read and refused.
+        """
+        read = count = 0
         for origin, upstream in self._upstreams.items():
-            while intake.waiting(origin) < WAITING_MAX and (polled := upstream.take(horizon.ends[origin])) is not None:
-                arrived, refused = self._parsers[origin[0]].parse(polled, horizon.clock_ms)
+            while intake.waiting(origin) < WAITING_MAX and intake.held_bytes(origin) < WAITING_BYTES_MAX:
+                polled = upstream.take(horizon.ends[origin])
+                if polled is None:
+                    break
+                arrived, refused = await asyncio.to_thread(self._parsers[origin[0]].parse, polled, horizon.clock_ms)
                 intake.add(origin, arrived)
                 await self._refuse(upstream, polled, refused, sink)
-                self._count("read", upstream.topic, len(polled))
-                count += len(refused)
-        return count
+                read, count = read + len(polled), count + len(refused)
+        return read, count
 
     async def _refuse(self, upstream: Upstream, polled: Polled, refused: Sequence[Refused], sink: Sink) -> None:
         letters = self._letters.of(upstream.topic, upstream.origin[1], polled, refused, source=UPSTREAM + upstream.origin[0])
@@ -290,16 +345,24 @@ class IntakePart:
 
     def _count(self, outcome: str, topic: str, n: int) -> None:
         labels = {"pipeline": self._pipeline.name, "service": "intake", "topic": topic}
-        if outcome == "read":
-            metric("driftline_messages_read_total").labels(**labels).inc(n)
-        else:
-            metric("driftline_messages_total").labels(**labels, outcome=outcome).inc(n)
+        metric("driftline_messages_read_total").labels(**labels).inc(n)
+        metric("driftline_messages_total").labels(**labels, outcome=outcome).inc(n)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _letter_key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) < PII_KEY_BYTES:
+        raise Fatal(f"DRIFTLINE_PII_KEY must be hexadecimal, of at least {PII_KEY_BYTES} bytes: openssl rand -hex {PII_KEY_BYTES}")
+    return key[:PII_KEY_BYTES]
 
 
 def _raise_failed(tasks: Sequence[asyncio.Task[None]]) -> None:

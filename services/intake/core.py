@@ -24,6 +24,7 @@ from .parse import Arrived, join
 UPSTREAM = 16  # the first source number of upstream streams
 FOREVER = 2**62
 Origin = tuple[int, int]  # number of the stream, partition of its topic
+NOBODY = (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,20 @@ class _Queue:
     def __len__(self) -> int:
         return sum(len(arrived) for arrived, _ in self._parts)
 
-    def before(self, bound: int) -> tuple[Arrived, Ints] | None:
-        """All that is merged before `bound`, still waiting."""
-        cuts = [(arrived, times, int(np.searchsorted(times, bound))) for arrived, times in self._parts]
-        parts = [(arrived.take(slice(0, n)), times[:n]) for arrived, times, n in cuts if n]
+    @property
+    def held_bytes(self) -> int:
+        """What the records that wait take of memory."""
+        return sum(len(arrived.bodies.data) for arrived, _ in self._parts)
+
+    def before(self, bound: int, most: int) -> tuple[Arrived, Ints] | None:
+        """The first `most` of what is merged before `bound`, still waiting."""
+        parts: list[tuple[Arrived, Ints]] = []
+        for arrived, times in self._parts:
+            n = min(int(np.searchsorted(times, bound)), most)
+            if not n:
+                break
+            parts.append((arrived.take(slice(0, n)), times[:n]))
+            most -= n
         return (join([arrived for arrived, _ in parts]), np.concatenate([times for _, times in parts])) if parts else None
 
     def drop(self, n: int) -> None:
@@ -104,6 +115,10 @@ class Intake:
         """How many records of that source are not on the log yet."""
         return len(self._queues[origin])
 
+    def held_bytes(self, origin: Origin) -> int:
+        """How much of memory they take."""
+        return self._queues[origin].held_bytes
+
     def standing(self, origin: Origin, read_to: int) -> tuple[int, int]:
         """What a restart must know of a source: the offset up to which all is on the log, and the newest time up to there."""
         queue = self._queues[origin]
@@ -114,17 +129,32 @@ class Intake:
         """Up to when, exclusive, the log can go: as far as every source that is not complete has been read."""
         return min([until, *(queue.newest for origin, queue in self._queues.items() if not complete(origin))])
 
-    def emit(self, bound: int, ticks_to: int | None, deployment: int, limit: int) -> Emitted:
+    def holder(self, complete: Callable[[Origin], bool], until: int) -> Origin:
         """
-        The next stretch: at most `limit` records merged before `bound`, and the ticks that belong between them; behind the last of
-        them ticks up to `ticks_to`, unless it is None (sources are still being read) or more records wait before `bound`.
+        The first of the sources that hold the log at `bound`. Ties go by source, so of the records at the bound itself those of
+        the sources up to this one may go: or else a source with more records of one time than may wait would wait for itself.
         """
-        found = [(origin, part) for origin, queue in self._queues.items() if (part := queue.before(bound)) is not None]
+        bound = self.bound(complete, until)
+        holding = [origin for origin, queue in self._queues.items() if not complete(origin) and queue.newest == bound]
+        return min(holding) if holding and bound < until else NOBODY
+
+    def emit(
+        self, bound: int, ticks_to: int | None, deployment: int, limit: int, *, holder: Origin = NOBODY, clock_ms: int = FOREVER
+    ) -> Emitted:
+        """
+        The next stretch: at most `limit` records merged before `bound` (at it, too, from sources up to `holder`), and the ticks, at
+        most `limit`, that belong between them; behind the last of them ticks up to `ticks_to`, unless it is None (sources are still
+        being read) or more records wait before `bound`. No tick is beyond `clock_ms`, though a record may be.
+        """
+        bounds = {origin: bound + (origin <= holder) for origin in self._queues}
+        found = [(origin, part) for origin, queue in self._queues.items() if (part := queue.before(bounds[origin], limit + 1)) is not None]
         merged = _Merged.of(found)
         more = len(merged) > limit
         following = int(merged.times[limit]) if more else ticks_to
         merged = merged.head(limit)
-        ticks = self._ticks(merged, following)
+        ticks, cut = self._ticks(merged, following, clock_ms, limit)
+        if cut:
+            merged = merged.head(int(np.searchsorted(merged.times, (int(ticks[-1]) + 1) * self._tick_ms)))
         late = self._late(merged, ticks)
         messages = [one for to in range(self._partitions) for one in self._messages(merged, ticks, deployment, to)]
         taken = merged.counts()
@@ -134,14 +164,19 @@ class Intake:
             self.tick = int(ticks[-1])
         return Emitted(messages, taken, len(ticks), late)
 
-    def _ticks(self, merged: _Merged, following: int | None) -> Ints:
-        """The numbers of the ticks to send now. The very first of a pipeline is the last one before its first record."""
+    def _ticks(self, merged: _Merged, following: int | None, clock_ms: int, limit: int) -> tuple[Ints, bool]:
+        """
+        The numbers of the ticks to send now, and whether `limit` cut them, as after a long silence. The very first of a pipeline is
+        the last one before its first record.
+        """
         reached = following if following is not None else int(merged.times[-1]) if len(merged) else None
         if reached is None:
-            return np.zeros(0, np.int64)
-        first = int(merged.times[0]) if len(merged) else reached
+            return np.zeros(0, np.int64), False
+        reached = min(reached, clock_ms)
+        first = min(reached, int(merged.times[0])) if len(merged) else reached
         start = self.tick + 1 if self.tick is not None else first // self._tick_ms
-        return np.arange(start, reached // self._tick_ms + 1, dtype=np.int64)
+        end = reached // self._tick_ms + 1
+        return np.arange(start, min(end, start + limit), dtype=np.int64), end > start + limit
 
     def _late(self, merged: _Merged, ticks: Ints) -> int:
         """How many records follow a tick that they should have preceded."""

@@ -203,6 +203,8 @@ class _Session:
                 await self._verify(entry, start, end)
                 self._seen = entry.seen
             self.position = start if entry is None else entry.next
+            if entry is None:
+                self._marked = start  # an offset is committed only where there is a ledger, or the next start would miss it
         if not start <= self.position <= end:
             raise Fatal(self._worded(f"offset {self.position} is outside the log, which holds {start} to {end}"))
         if self._ledger is not None and self.position < end:  # where nothing waits, nothing can have stopped the process

@@ -221,3 +221,38 @@ def test_the_first_tick_of_a_pipeline_is_the_last_before_its_first_record(first:
     intake = Intake(pipeline(False), 1, [(0, 0)], tick=None, newest={})
     intake.add((0, 0), arrived(0, [first]))
     assert everything(intake, 1_099) == [("tick", 10), (0, 0, 0)]
+
+
+def test_no_tick_is_ahead_of_the_clock_though_a_record_may_be():
+    """
+    A sender whose clock is fast is heard at once; the pipeline's time does not follow it, not even while sources are being read.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(0, [1_010, 1_950]))
+    assert sequence(intake.emit(FOREVER, None, 0, 100, clock_ms=1_130)) == [("tick", 10), (0, 0, 0), ("tick", 11), (0, 0, 1)]
+    assert sequence(intake.emit(FOREVER, 1_210, 0, 100, clock_ms=1_210)) == [("tick", 12)]
+
+
+def test_a_long_silence_is_ticked_through_in_stretches():
+    """
+    The ticks of a year do not lie in memory all at once, and the record at its end still comes after them.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(0, [1_010, 3_000_000_000_000]))
+    first = intake.emit(FOREVER, None, 0, 5)
+    assert sequence(first) == [("tick", 10), (0, 0, 0), ("tick", 11), ("tick", 12), ("tick", 13), ("tick", 14)]
+    assert sequence(intake.emit(FOREVER, None, 0, 2)) == [("tick", 15), ("tick", 16)]
+
+
+def test_a_source_that_holds_the_log_lets_its_own_records_of_that_time_go():
+    """
+    And those of the sources before it, for ties go by source; those of the sources behind it wait.
+    """
+    intake = Intake(pipeline(False, False, False), 1, [(0, 0), (1, 0), (2, 0)], tick=10, newest={})
+    for number in range(3):
+        intake.add((number, 0), arrived(0, [1_050, 1_050]))
+    reading = (1, 0)
+    bound, holder = intake.bound(lambda origin: origin != reading, FOREVER), intake.holder(lambda origin: origin != reading, FOREVER)
+    assert (bound, holder) == (1_050, reading)
+    assert sequence(intake.emit(bound, None, 0, 100, holder=holder)) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
+    assert sequence(intake.emit(FOREVER, None, 0, 100)) == [(2, 0, 0), (2, 0, 1)]

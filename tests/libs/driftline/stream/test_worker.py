@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from prometheus_client import REGISTRY
 
 from driftline.clock import SystemClock
@@ -497,6 +498,205 @@ async def test_a_record_that_stops_the_process_time_and_again_is_set_aside(bench
     found, _ = await bench.outcomes()
     assert [str(n) for n in range(20) if n != 7] == [name for name, _ in found]
     assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
+
+
+async def test_a_partition_on_which_nothing_waits_may_be_started_again_and_again(bench: Bench):
+    """
+    Only what waits can have stopped the process: the first record that comes is no poison, and what is new is not taken for lost.
+    """
+    bench.records_max = 1
+    for _ in range(6):
+        worker = await bench.worker()
+        task = asyncio.create_task(worker.run())
+        while not worker.ready:
+            assert not task.done(), worker.refused
+            await asyncio.sleep(0.01)
+        worker.stop()
+        await task
+    await bench.publish(3)
+    await bench.run_until(3)
+    assert (expected(3), 0) == await bench.outcomes()
+
+
+class Hangs(Sink):
+    """Never comes back from a send."""
+
+    async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
+        return await asyncio.get_running_loop().create_future()
+
+
+async def test_a_partition_that_is_cancelled_because_another_failed_is_not_held_to_blame(bench: Bench):
+    """
+    Its first record was in hand each time, and did nothing.
+    """
+    bench.records_max = 1
+    await bench.publish(3)
+    bench.sink_kind = Hangs
+    for _ in range(6):
+        worker = await bench.worker()
+        task = asyncio.create_task(worker.run())
+        while not worker.ready:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    bench.sink_kind = Sink
+    await bench.run_until(3)
+    assert (expected(3), 0) == await bench.outcomes()
+
+
+async def test_after_caution_batches_grow_again(bench: Bench):
+    """
+    A crash of long ago does not make a partition slow until the next restart.
+    """
+    sizes: list[int] = []
+
+    class Measures(Counting):
+        def step(self, batch: Batch) -> Effects:
+            sizes.append(len(batch))
+            return super().step(batch)
+
+    await bench.publish(200)
+    bench.store.values[f"{{{bench.name}-toy:0}}:tries".encode()] = b"5"
+    worker = await bench.worker()
+    object.__setattr__(worker._operator, "core", lambda _: Measures())
+    await bench.run_until(200, worker)
+    assert sizes[0] < 10 and max(sizes) == 50
+
+
+async def test_a_partition_that_stands_still_with_a_batch_in_hand_says_so(bench: Bench):
+    """
+    Alive, ready and not moving: the log's end is compared with the position while a send hangs, too.
+    """
+    await bench.publish(5)
+    worker = await bench.worker()
+    task = asyncio.create_task(worker.run())
+    while bench.standing() < 5:
+        await asyncio.sleep(0.02)
+    object.__setattr__(worker._session._sink, "send", Hangs.send.__get__(worker._session._sink))
+    await bench.publish(5, first=5)
+    await asyncio.sleep(1.0)
+    assert worker.ready and worker.behind and worker.stalled_s() > 0.2
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class Deaf(Source):
+    """Gets nothing after its first records, as a consumer may whose connection died unnoticed. The next one hears."""
+
+    made = 0
+
+    async def start(self) -> None:
+        Deaf.made += 1
+        self._polls = 0
+        await super().start()
+
+    async def poll(self, records_max: int, timeout_ms: int):
+        self._polls += 1
+        if Deaf.made == 1 and self._polls > 1:
+            await asyncio.sleep(timeout_ms / 1000)
+            return None
+        return await super().poll(records_max, timeout_ms)
+
+
+async def test_a_consumer_that_hears_nothing_although_the_log_goes_on_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """
+    The position is compared with the end that the broker names, not with what the consumer last heard.
+    """
+    monkeypatch.setattr(worker_module, "SILENCE_S", 0.5)
+    await bench.publish(5)
+    worker = await bench.worker()
+    group = worker._operator.group
+    object.__setattr__(worker._operator, "source", lambda partition: Deaf(bench.kafka, bench.topics.events.name, partition, group=group))
+    task = asyncio.create_task(bench.run_until(10, worker))
+    while bench.standing() < 5:
+        await asyncio.sleep(0.02)
+    await bench.publish(5, first=5)
+    await task
+    assert (expected(10), 0) == await bench.outcomes()
+    assert Deaf.made == 2
+
+
+class FailsAtFirst(MemoryLedger):
+    """The first four commits fail."""
+
+    attempts = 0
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        FailsAtFirst.attempts += 1
+        if FailsAtFirst.attempts < 5:
+            raise Recoverable("the store was away")
+        await super().commit(entry, rows)
+
+
+async def test_a_dead_letter_that_is_made_again_counts_once(bench: Bench):
+    """
+    While the store is away one bad record does not use up the limit.
+    """
+    bench.ledger_kind = FailsAtFirst
+    bench.letters_max = 2
+    await raw(bench, b"rubbish")
+    worker = await bench.run_until(1)
+    assert worker.refused == ""
+    assert told("driftline_dead_letters_total", pipeline=bench.name, topic=bench.topics.events.name, reason="undecodable") == 1
+
+
+class KeepsSizes(MemoryLedger):
+    """Remembers how large each commit's rows were."""
+
+    sizes: ClassVar[list[int]] = []
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        KeepsSizes.sizes.append(sum(map(len, filter(None, rows.values()))))
+        await super().commit(entry, rows)
+
+
+async def test_a_commit_of_large_rows_is_cut_by_their_size(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """
+    After the first one tells how large rows are.
+    """
+
+    class Large(Counting):
+        def step(self, batch: Batch) -> Effects:
+            effects = super().step(batch)
+            return replace(effects, state={key: (row or b"").rjust(1_000) for key, row in effects.state.items()})
+
+    monkeypatch.setattr(worker_module, "BYTES_MAX", 2_000)
+    bench.ledger_kind = KeepsSizes
+    await bench.publish(120)
+    worker = await bench.worker()
+    object.__setattr__(worker._operator, "core", lambda _: Large())
+    await bench.run_until(120, worker)
+    assert (expected(120), 0) == await bench.outcomes()
+    assert max(KeepsSizes.sizes[1:]) <= 2_000
+
+
+async def test_an_operator_without_state_is_not_told_to_rebuild_what_it_has_not(bench: Bench):
+    """
+    When the log was cut off behind its offset, it names the offset.
+    """
+
+    async def stateless() -> Worker:
+        worker = await bench.worker()
+        object.__setattr__(worker._operator, "ledger", None)
+        object.__setattr__(worker._operator, "core", lambda _: Passing())
+        return worker
+
+    await bench.publish(5)
+    worker = await stateless()
+    task = asyncio.create_task(worker.run())
+    while worker._position < 5:
+        await asyncio.sleep(0.02)
+    worker.stop()
+    await task
+    await bench.publish(5, first=5)
+    admin = AIOKafkaAdminClient(bootstrap_servers=bench.kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(bench.topics.events.name, 0): RecordsToDelete(before_offset=8)})
+    await admin.close()
+    worker = await stateless()
+    await asyncio.wait_for(worker.run(), 20)
+    assert "reset the offset of the group" in worker.refused and "rebuild" not in worker.refused
 
 
 async def raw(bench: Bench, value: bytes) -> None:

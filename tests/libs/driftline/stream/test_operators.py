@@ -1,0 +1,63 @@
+"""Processes as they come up: servers that are not there yet, and more processes than partitions."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+from driftline.clock import SystemClock
+from driftline.contracts.messages import Source, Writer
+from driftline.contracts.registry import MemoryRegistry
+from driftline.contracts.topics import Topics
+from driftline.errors import Fatal
+from driftline.stream.kafka import ensure_topics
+from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings
+
+NOWHERE = "127.0.0.1:1"
+
+
+def operators(kafka: str, topics: Topics, name: str, **changed: Any) -> Operators:
+    def core(_partition: int, _count: int) -> Any:
+        raise Fatal("nothing is to be run")
+
+    wiring = Wiring(service="toy", reads=topics.summaries, writes=[], writer=Writer.DRIFT, source=Source.SUMMARIES, core=core, row_format=1)
+    pipeline: Any = SimpleNamespace(name=name, retention_ms=86_400_000, predictions="avro", digest="v1")
+    settings = WorkerSettings(pipeline=name, registry="", kafka=kafka, **changed)
+    return Operators(wiring, settings, pipeline, MemoryRegistry(), SystemClock())  # type: ignore[arg-type]  # in memory
+
+
+async def test_a_process_that_owns_no_partition_is_ready_and_stays(kafka: str, redis_url: str) -> None:
+    """
+    A topic of one partition has work for one process; the other is no failure, and waits to be stopped.
+    """
+    name = f"o{uuid4().hex[:8]}"
+    topics = Topics.of(SimpleNamespace(name=name, retention_ms=86_400_000))
+    await ensure_topics(kafka, topics, 2)
+    part = operators(kafka, topics, name, redis=redis_url, replica=1, replicas=2)
+    task = asyncio.create_task(part.run())
+    while not part.ready:
+        assert not task.done()
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    part.stop()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_servers_that_are_not_there_yet_are_waited_for() -> None:
+    """
+    Neither store nor broker answers: the process is not ready, goes on asking, and stops when told.
+    """
+    topics = Topics.of(SimpleNamespace(name="toy", retention_ms=86_400_000))
+    parts: list[Any] = [
+        operators(NOWHERE, topics, "toy", redis=f"redis://{NOWHERE}/0"),
+        Follower(NOWHERE, topics.deployments, MemoryRegistry(), lambda _: None),  # type: ignore[arg-type]  # in memory
+    ]
+    tasks = [asyncio.create_task(part.run()) for part in parts]
+    await asyncio.sleep(1.0)
+    assert not any(task.done() for task in tasks) and not any(part.ready for part in parts)
+    for part in parts:
+        part.stop()
+    await asyncio.wait_for(asyncio.gather(*tasks), 20)
