@@ -170,7 +170,7 @@ async def running(folder: Path, partitions: int, rate: int, chance: random.Rando
         await asyncio.to_thread(stack.stop)
 
 
-async def measure(partitions: int, kills: int, rate: int, seed: int) -> None:
+async def measure(partitions: int, services: list[str], kills: int, rate: int, seed: int) -> None:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         async with running(Path(folder), partitions, rate, chance) as (stack, consumer):
@@ -180,7 +180,7 @@ async def measure(partitions: int, kills: int, rate: int, seed: int) -> None:
                 while not all(await ends.now()):
                     await asyncio.sleep(0.05)
             await asyncio.sleep(WARM_S)
-            for service in SERVICES:
+            for service in services:
                 ends = Ends(consumer, OUTPUTS[service], partitions)
                 for how, kill in killers(stack, service).items():
                     silences = []
@@ -193,9 +193,10 @@ async def measure(partitions: int, kills: int, rate: int, seed: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--partitions", default="1,4,16")
+    parser.add_argument("--services", default=",".join(SERVICES))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rate", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     for n in map(int, asked.partitions.split(",")):
-        asyncio.run(measure(n, asked.kills, asked.rate, asked.seed))
+        asyncio.run(measure(n, asked.services.split(","), asked.kills, asked.rate, asked.seed))

@@ -117,12 +117,12 @@ def run(
         raise Invalid(f"there is no service {service}; there are {', '.join(SERVICES)}")
     set_up(log_level, service=service, pipeline=pipeline)
     module = importlib.import_module(f"services.{service}.app")
-    settings = read(module.Settings, {**os.environ, "DRIFTLINE_PIPELINE": pipeline})
+    process = module.build(read(module.Settings, {**os.environ, "DRIFTLINE_PIPELINE": pipeline}), SystemClock())
     warm()
 
     def work(restarts: int) -> None:
         metric("driftline_worker_restarts_total").labels(pipeline=pipeline, service=service).inc(restarts)
-        asyncio.run(module.build(settings, SystemClock()).run())
+        asyncio.run(process.run())
 
     raise typer.Exit(keep(work, SystemClock()))
 

@@ -2,7 +2,7 @@
 A small parent in front of a worker: it has imported everything, forks the process that works, and forks again when that one is killed.
 
 What a killed process costs is mostly the start of its successor: Python, numba and the runtimes take seconds to import, the
-partition is acquired in a fraction of one (docs/decisions/0010). So the keeper imports once and never works: it holds no
+partition is acquired in a fraction of one (docs/decisions/0011). So the keeper imports once and never works: it holds no
 connection, no event loop, no thread and no state, so a fork of it is as good as a fresh process. It restarts only what a signal
 ended (`kill -9`, the kernel short of memory, a crash in native code). A worker that ended by itself had its reason, and that is for
 whoever started the keeper to see: the keeper ends with the same status. Killing the keeper kills the worker.
