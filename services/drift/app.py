@@ -25,6 +25,7 @@ from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
+from driftline.stream.turns import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
@@ -80,7 +81,8 @@ def build(settings: Settings, clock: Clock) -> Process:
         row_format=ROW_FORMAT,
         observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
-    parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in (answers, examples, merge)]
+    turns = Turns()
+    parts = [Operators(wiring, settings, pipeline, registry, clock, turns) for wiring in (answers, examples, merge)]
     return Process("drift", parts, ops(settings, "drift"))
 
 

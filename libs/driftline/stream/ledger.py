@@ -54,8 +54,11 @@ class Ledger(Protocol):
     async def check(self) -> None:
         """Raises Fenced when the entry is not the one last known."""
 
+    async def tries(self) -> int:
+        """How many attempts to go on from here there were since they were last cleared."""
+
     async def count_try(self) -> int:
-        """Count one attempt to go on from here, and say how many there were since the last commit that cleared them."""
+        """Count one more, and say how many there are with it."""
 
     async def clear_tries(self) -> None:
         """Progress was made."""
@@ -141,6 +144,9 @@ class RedisLedger:
             raise Recoverable(f"commit not acknowledged: {answers!r}")
         self._known = after
 
+    async def tries(self) -> int:
+        return int(await self._ask(self._client.get(self._tries)) or 0)
+
     async def count_try(self) -> int:
         count: int = await self._ask(self._client.incr(self._tries))
         return count
@@ -196,8 +202,11 @@ class MemoryLedger:
                 self._values[self._prefix + key] = row
         self._known = self._values[self._key] = ENCODE(entry)
 
+    async def tries(self) -> int:
+        return int(self._values.get(self._tries, b"0"))
+
     async def count_try(self) -> int:
-        count = int(self._values.get(self._tries, b"0")) + 1
+        count = await self.tries() + 1
         self._values[self._tries] = str(count).encode()
         return count
 

@@ -109,7 +109,9 @@ async def test_tries_are_counted_until_they_are_cleared(make: Make):
     """
     The count outlives the process that made it.
     """
+    assert await make().tries() == 0
     assert [await make().count_try(), await make().count_try()] == [1, 2]
+    assert await make().tries() == 2
     await make().clear_tries()
     assert await make().count_try() == 1
 
