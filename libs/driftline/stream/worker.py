@@ -378,10 +378,8 @@ class _Session:
         await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
 
     async def _progress(self) -> None:
-        if self._tries:
-            await self._attempts.clear_tries()
-            self._tries = 0
-            self._end_turn()
+        self._tries = 0  # in the store the commit has cleared them, or the offset that is marked next does
+        self._end_turn()
         if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
             await self.mark()
 
