@@ -26,8 +26,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from driftline.clock import Clock
-from driftline.errors import Fatal, Recoverable
+from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.stream.batch import Batch, Core, Effects, Refused
@@ -196,7 +198,10 @@ class _Session:
         if self._ledger is None:
             self.position = start if committed is None else committed
         else:
-            entry = await self._ledger.open()
+            try:
+                entry = await self._ledger.open()
+            except Invalid as fault:
+                raise Fatal(self._worded(str(fault))) from fault
             if entry is None and committed is not None:
                 raise Fatal(self._worded("the store has no ledger, but the group has a committed offset: the state was lost"))
             if entry is not None:
@@ -324,7 +329,11 @@ class _Session:
                 raise Fatal(f"{self._operator.service} asks for state but keeps no ledger")
             for at in range(0, len(keys), ROWS_MAX):
                 some = keys[at : at + ROWS_MAX]
-                self._core.load(dict(zip(some, await self._ledger.rows(some), strict=True)))
+                rows = dict(zip(some, await self._ledger.rows(some), strict=True))
+                try:
+                    self._core.load(rows)
+                except (Invalid, msgspec.MsgspecError) as fault:
+                    raise Fatal(self._worded(f"a row of the store cannot be read: {fault}")) from fault
 
     async def _give_up(self, polled: Polled) -> None:
         """The first record has crashed the process time and again: set it aside, raw."""
