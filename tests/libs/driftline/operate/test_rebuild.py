@@ -6,12 +6,11 @@ what the command does about it is compared with what they had.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from uuid import uuid4
 import msgspec
 import numpy as np
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from redis.asyncio import Redis
 
@@ -32,6 +31,7 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Recoverable, Rejected
 from driftline.features.murmur2 import partitions_of
+from driftline.local.stack import Stack
 from driftline.models.bundle import generate_keys
 from driftline.operate import rows as rows_module
 from driftline.operate.addresses import Addresses, environment_of
@@ -39,7 +39,7 @@ from driftline.operate.rebuild import STATEFUL, Job, Orders, Rebuilt, forget, jo
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
 from driftline.stream.batch import Column, Messages, Varlen
-from driftline.stream.kafka import LogReader, Publisher, Sink, Source, ensure_topics
+from driftline.stream.kafka import LogReader, Publisher, Sink, Source, committed_metadata, ensure_topics
 from driftline.stream.ledger import connect, decoded, prefix_of
 from driftline.stream.operators import group_of
 from driftline.stream.records import Encoder
@@ -147,44 +147,32 @@ class Loop:
             module = importlib.import_module(f"services.{service}.app")
             parts += module.build(read(module.Settings, self.environment), SystemClock())._parts
         tasks = [asyncio.create_task(part.run()) for part in parts]
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.addresses.kafka)
+        await consumer.start()
         try:
             async with asyncio.timeout(120):
-                while not (await self.at_end() and await self.at_end()):
+                while not (await self.at_end(consumer) and await self.at_end(consumer)):
                     assert not any(task.done() for task in tasks)
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(0.2)
         finally:
+            await consumer.stop()
             for part in parts:
                 part.stop()
             await asyncio.gather(*tasks)
 
-    async def at_end(self) -> bool:
-        """Whether rows, answers and all that follows were made of everything that is there."""
-        ends = {topic.name: await ends_of(self.addresses, topic) for topic in (self.topics.events, self.topics.features)}
-        rows = await records_of(self.addresses, self.topics.features)
-        if sum(map(len, rows.values())) < sum(ends[self.topics.features.name].values()):
-            return False
-        return all([await self.stands(wiring) for service in STATEFUL for wiring in self.wirings(service)]) and await self.answered()
-
-    async def answered(self) -> bool:
-        """Whether inference has passed on the last tick."""
-        ticks = await records_of(self.addresses, self.topics.journal)
-        last = {
-            number: max((one["offset"] for one in found if one["kind"] == "tick" and one["writer"] == Writer.INFERENCE), default=-1)
-            for number, found in ticks.items()
-        }
-        return last == dict.fromkeys(range(PARTITIONS), self.ticked)
-
-    async def stands(self, wiring: Any) -> bool:
-        ends = await ends_of(self.addresses, wiring.reads)
+    async def at_end(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether everything that is there was taken, from the events to the last report. What moves early is asked for first."""
+        answered = await committed_metadata(self.addresses.kafka, f"{self.pipeline.name}-inference")
+        stands = {}
         client = connect(self.addresses.redis)
-        try:
-            for number, end in ends.items():
+        for wiring in (wiring for service in STATEFUL for wiring in self.wirings(service)):
+            for number in range(PARTITIONS if wiring.reads.partitioned else 1):
                 ledger = await client.get(prefix_of(group_of(wiring, self.pipeline), number) + b"ledger")
-                if end and (ledger is None or decoded(ledger).next < end):
-                    return False
-            return True
-        finally:
-            await client.aclose()
+                stands[wiring.service, TopicPartition(wiring.reads.name, number)] = 0 if ledger is None else decoded(ledger).next
+        await client.aclose()
+        stands |= {("inference", TopicPartition(*at)): offset for at, (offset, _) in answered.items()}
+        ends = await consumer.end_offsets([at for _, at in stands])
+        return len(stands) == 11 and all(position >= ends[at] for (_, at), position in stands.items())
 
     def wirings(self, service: str) -> list[Any]:
         return wirings_of(service, self.pipeline, self.addresses)
@@ -202,7 +190,8 @@ class Loop:
     async def lose(self, *keys: bytes) -> None:
         """Delete `keys`; all of this pipeline's when none is named."""
         client: Redis = connect(self.addresses.redis)
-        await client.delete(*(keys or list(await self.store())))
+        if lost := keys or list(await self.store()):
+            await client.delete(*lost)
         await client.aclose()
 
     async def put(self, key: bytes, value: bytes) -> None:
@@ -227,15 +216,6 @@ class Loop:
         )
 
 
-async def ends_of(addresses: Addresses, topic: Topic) -> dict[int, int]:
-    reader = LogReader(addresses.kafka, topic, Registry(addresses.registry))
-    await reader.start()
-    try:
-        return await reader.end_offsets()
-    finally:
-        await reader.stop()
-
-
 async def records_of(addresses: Addresses, topic: Topic) -> dict[int, list[dict[str, Any]]]:
     """First copies by partition, in order, as dicts."""
     reader = LogReader(addresses.kafka, topic, Registry(addresses.registry))
@@ -254,40 +234,61 @@ async def records_of(addresses: Addresses, topic: Topic) -> dict[int, list[dict[
         await reader.stop()
 
 
-@contextlib.asynccontextmanager
-async def a_loop(kafka: str, redis_url: str, registry_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Loop]:
+async def a_loop(stack: Stack, folder: Path, patch: pytest.MonkeyPatch) -> Loop:
+    """The flights pipeline under a name of its own, as a folder of its own, so that processes find it too."""
     name = f"r{uuid4().hex[:8]}"
     declared = folder / "pipelines" / name
     declared.mkdir(parents=True)
     for place in (ROOT / "pipelines" / "flights").iterdir():
         if place.suffix in (".py", ".avsc"):
             (declared / place.name).write_text(place.read_text().replace('"flights",\n    owner', f'"{name}",\n    owner'))
-    private, public = generate_keys(folder / "keys" / name)
-    del private
+    _, public = generate_keys(folder / "keys" / name)
     settings = {
+        **{f"DRIFTLINE_{server}": stack.environment()[f"DRIFTLINE_{server}"] for server in ("KAFKA", "REDIS", "REGISTRY")},
         "DRIFTLINE_PIPELINES": str(folder / "pipelines"),
-        "DRIFTLINE_KAFKA": kafka,
-        "DRIFTLINE_REDIS": redis_url,
-        "DRIFTLINE_REGISTRY": registry_url,
         "DRIFTLINE_RUN_DIR": str(folder),
         "DRIFTLINE_MODEL_STORE": str(folder / "models"),
         "DRIFTLINE_MODEL_PUBLIC_KEY": str(public),
     }
     for variable, value in settings.items():
-        monkeypatch.setenv(variable, value)
+        patch.setenv(variable, value)
     pipeline = load_pipeline(name)
-    addresses = Addresses(kafka, redis_url, registry_url, folder)
-    await ensure_topics(kafka, Topics.of(pipeline), PARTITIONS)
-    yield Loop(addresses, pipeline, environment_of(addresses, name))
+    addresses = Addresses(*(settings[f"DRIFTLINE_{server}"] for server in ("KAFKA", "REDIS", "REGISTRY")), folder)
+    await ensure_topics(addresses.kafka, Topics.of(pipeline), PARTITIONS)
+    return Loop(addresses, pipeline, environment_of(addresses, name))
+
+
+@pytest.fixture(scope="module")
+def folded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loop, dict[bytes, bytes]]]:
+    """Four days of flights, folded once, and what the store had of them then."""
+
+    async def prepared(patch: pytest.MonkeyPatch) -> tuple[Loop, dict[bytes, bytes]]:
+        loop = await a_loop(stack, tmp_path_factory.mktemp("rebuild"), patch)
+        await loop.publish(range(4))
+        await loop.run()
+        return loop, await loop.store()
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield asyncio.run(prepared(patch))
 
 
 @pytest.fixture
-async def loop(kafka: str, redis_url: str, registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Loop]:
-    """Four days of flights, folded."""
-    async with a_loop(kafka, redis_url, registry_url, tmp_path, monkeypatch) as loop:
-        await loop.publish(range(4))
-        await loop.run()
-        yield loop
+async def loop(folded: tuple[Loop, dict[bytes, bytes]]) -> Loop:
+    """The folded flights, with the store as it was after them. For tests that leave the topics as they are."""
+    loop, store = folded
+    await loop.lose()
+    for key, value in store.items():
+        await loop.put(key, value)
+    return loop
+
+
+@pytest.fixture
+async def own_loop(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    """Three days of flights, folded for one test alone."""
+    loop = await a_loop(stack, tmp_path, monkeypatch)
+    await loop.publish(range(3))
+    await loop.run()
+    return loop
 
 
 def without_tries(store: dict[bytes, bytes]) -> dict[bytes, Any]:
@@ -309,30 +310,24 @@ async def test_state_that_was_lost_altogether_is_restored_byte_for_byte(loop: Lo
     assert before == without_tries(await loop.store())
 
 
-async def test_the_services_go_on_as_if_nothing_had_been_lost(
-    kafka: str, redis_url: str, registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_services_go_on_as_if_nothing_had_been_lost(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """
     Beside a loop on the same log that lost nothing: the same rows in the store, and the same messages on the topics.
     """
     found = []
     for loses in (False, True):
-        async with a_loop(kafka, redis_url, registry_url, tmp_path / str(loses), monkeypatch) as loop:
-            await loop.publish(range(3))
-            await loop.run()
-            if loses:
-                await loop.lose()
-                await loop.rebuild()
-            await loop.publish(range(3, 6))
-            await loop.run()
-            name = loop.pipeline.name.encode()
-            feature = {
-                key.replace(name, b"name"): row
-                for key, row in (await loop.store()).items()
-                if b"-feature:" in key and b":ledger" not in key
-            }
-            topics = [loop.topics.features, loop.topics.examples, loop.topics.control]
-            found.append((feature, [await contents(loop, topic) for topic in topics]))
+        loop = await a_loop(stack, tmp_path / str(loses), monkeypatch)
+        await loop.publish(range(3))
+        await loop.run()
+        if loses:
+            await loop.lose()
+            await loop.rebuild()
+        await loop.publish(range(3, 5))
+        await loop.run()
+        name, store = loop.pipeline.name.encode(), await loop.store()
+        feature = {key.replace(name, b"name"): row for key, row in store.items() if b"-feature:" in key and b":ledger" not in key}
+        topics = [loop.topics.features, loop.topics.examples, loop.topics.control]
+        found.append((feature, [await contents(loop, topic) for topic in topics]))
     assert len(found[0][0]) > 50 and all(found[0][1])
     assert found[0] == found[1]
 
@@ -348,11 +343,12 @@ async def contents(loop: Loop, topic: Topic) -> list[Any]:
     return sorted(repr(record).replace(loop.pipeline.name, "name") for record in records)
 
 
-async def test_a_message_that_says_otherwise_is_found_and_nothing_is_written(loop: Loop):
+async def test_a_message_that_says_otherwise_is_found_and_nothing_is_written(own_loop: Loop):
     """
     A row on the topic that the log does not give: named with its coordinate, and the store stays empty until it is forced.
     """
-    await loop.publish(range(4, 5))
+    loop = own_loop
+    await loop.publish(range(3, 4))
     await swap_a_row(loop)
     await loop.run()
     before = await loop.store()
@@ -511,10 +507,11 @@ async def test_the_command_rebuilds_everything_in_processes_of_its_own(loop: Loo
     assert " 0 differ" in done.stdout.splitlines()[-1]
 
 
-async def test_a_log_that_no_longer_begins_at_its_start_is_proved_as_far_as_it_goes(loop: Loop):
+async def test_a_log_that_no_longer_begins_at_its_start_is_proved_as_far_as_it_goes(own_loop: Loop):
     """
     Rows whose windows reach behind the log's start cannot be proved, and are not called different.
     """
+    loop = own_loop
     topic = loop.topics.events.name
     admin = AIOKafkaAdminClient(bootstrap_servers=loop.addresses.kafka)
     await admin.start()
@@ -525,10 +522,11 @@ async def test_a_log_that_no_longer_begins_at_its_start_is_proved_as_far_as_it_g
     assert rebuilt.differing == 0
 
 
-async def test_what_remembers_from_the_logs_start_on_needs_the_start(loop: Loop):
+async def test_what_remembers_from_the_logs_start_on_needs_the_start(own_loop: Loop):
     """
     Drift's charts go back to the first summary: without it the command refuses, and says that it can be forced.
     """
+    loop = own_loop
     admin = AIOKafkaAdminClient(bootstrap_servers=loop.addresses.kafka)
     await admin.start()
     await admin.delete_records({TopicPartition(loop.topics.summaries.name, 0): RecordsToDelete(before_offset=2)})
@@ -598,10 +596,11 @@ async def committed(loop: Loop, group: str) -> int | None:
         await source.stop()
 
 
-async def test_forgotten_state_is_gone_with_its_committed_offset(loop: Loop):
+async def test_forgotten_state_is_gone_with_its_committed_offset(own_loop: Loop):
     """
     Ledger, rows and the group's offset of the service that was named, nobody else's; the service folds it all again, the same.
     """
+    loop = own_loop
     before = without_tries(await loop.store())
     forgotten = await forget(loop.addresses, loop.pipeline, ["feature"], None)
     assert [(one.partition, one.rows > 50, one.note) for one in forgotten] == [(0, True, "forgotten"), (1, True, "forgotten")]
