@@ -10,7 +10,7 @@ log does, and what the topic itself has let go.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -37,6 +37,45 @@ class Sent(NamedTuple):
     cause: int
     key: bytes | None
     value: bytes
+
+
+class Lined:
+    """Messages of one lane that wait for their counterparts, ascending, by column: thousands meet theirs in one comparison of lists."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[list[Any], ...] = ([], [], [], [])  # as the fields of Sent
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._columns[0]) - self._at
+
+    def add(self, places: Sequence[Coordinate], causes: Sequence[int], keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
+        """At the end of the line; what has left its front is let go."""
+        for mine, new in zip(self._columns, (places, causes, keys, values), strict=True):
+            del mine[: self._at]
+            mine.extend(new)
+        self._at = 0
+
+    def head(self) -> Coordinate:
+        """The place of the first."""
+        place: Coordinate = self._columns[0][self._at]
+        return place
+
+    def pop(self) -> Sent:
+        """Take the first."""
+        self._at += 1
+        return Sent(*(column[self._at - 1] for column in self._columns))
+
+    def pop_equal(self, other: Lined) -> int:
+        """Let go of as many as are the same at the front of both, if that is all of the shorter. How many."""
+        n = min(len(self), len(other))
+        mine, others = slice(self._at, self._at + n), slice(other._at, other._at + n)
+        for column in (0, 2, 3):  # causes follow from places
+            if self._columns[column][mine] != other._columns[column][others]:
+                return 0
+        self._at += n
+        other._at += n
+        return n
 
 
 @dataclass
@@ -85,8 +124,8 @@ class Proof:
         self._decoder = Decoder(topic, registry)
         self._encoder = encoder
         self._scope = scope
-        self._made: dict[Lane, deque[Sent]] = defaultdict(deque)
-        self._found: dict[Lane, deque[Sent]] = defaultdict(deque)
+        self._made: dict[Lane, Lined] = defaultdict(Lined)
+        self._found: dict[Lane, Lined] = defaultdict(Lined)
         self._first: dict[Lane, Coordinate] = {}  # on the topic
         self._last: dict[Lane, Coordinate] = {}  # made so far
         self._seen: Mapping[Lane, Coordinate] = {}
@@ -107,11 +146,9 @@ class Proof:
 
     async def take(self, messages: Sequence[Messages]) -> None:
         """What a step made for this topic; the topic is read on until each message has met its own, or its end."""
-        for lane, sent in self._places(messages):
-            self._made[lane].append(sent)
-            self._last[lane] = sent.place
+        self._line_up(messages)
         self._meet()
-        while self._position < self._end and any(self._made[lane] for lane in self._made):
+        while self._position < self._end and any(self._made.values()):
             await self._read()
             self._meet()
 
@@ -122,27 +159,44 @@ class Proof:
             self._meet()
         for lane, queue in self._made.items():
             while queue:
-                self._missing(lane, queue.popleft())
+                self._missing(lane, queue.pop())
         for lane, queue in self._found.items():
             while queue:
-                self._extra(lane, queue.popleft())
+                self._extra(lane, queue.pop())
         return self.findings
 
-    def _places(self, messages: Sequence[Messages]) -> list[tuple[Lane, Sent]]:
-        """The messages as they would be sent, each with its lane, in the order of sending."""
+    def _line_up(self, messages: Sequence[Messages]) -> None:
+        """The messages as they would be sent, each in its lane. Lanes are kinds of message, or share one in ascending order."""
         scope = self._scope
-        made: list[tuple[int, Lane, Sent]] = []
-        for one in messages:
-            columns = one.columns
-            partitions = columns.get("partition", np.full(len(one), scope.partition, np.int64))
-            lanes = lane_of(scope.writer, np.asarray(columns["source"]), np.asarray(partitions)).tolist()
-            places = zip(np.asarray(columns["offset"]).tolist(), np.asarray(columns["index"]).tolist(), strict=True)
-            keys = [None] * len(one) if one.keys is None else one.keys.tolist()
-            order = one.order.tolist()
-            for lane, place, cause, key, value in zip(lanes, places, order, keys, self._encoder.values(one, scope.partition), strict=True):
-                made.append((cause, lane, Sent(place, cause, key, value)))
-        made.sort(key=lambda one: one[0])
-        return [(lane, sent) for _, lane, sent in made]
+        for one in sorted(messages, key=lambda one: int(one.order[0])):
+            n, columns = len(one), one.columns
+            partitions = np.asarray(columns.get("partition", np.full(n, scope.partition, np.int64)))
+            lanes = lane_of(scope.writer, np.asarray(columns["source"]), partitions)
+            keys = [None] * n if one.keys is None else one.keys.tolist()
+            values = self._encoder.values(one, scope.partition)
+            places = _places(np.asarray(columns["offset"]), np.asarray(columns["index"]))
+            self._add(self._made, lanes, places, one.order.tolist(), keys, values)
+            for lane in np.unique(lanes).tolist():
+                self._last[lane] = max(self._last.get(lane, (-1, -1)), places[int(np.flatnonzero(lanes == lane)[-1])])
+
+    @staticmethod
+    def _add(
+        to: dict[Lane, Lined],
+        lanes: Any,
+        places: Sequence[Coordinate],
+        causes: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes],
+    ) -> None:
+        known = np.unique(lanes).tolist()
+        for lane in known:
+            if len(known) == 1:
+                to[lane].add(places, causes, keys, values)
+            else:
+                mine = np.flatnonzero(lanes == lane).tolist()
+                to[lane].add(
+                    [places[at] for at in mine], [causes[at] for at in mine], [keys[at] for at in mine], [values[at] for at in mine]
+                )
 
     async def _read(self) -> None:
         polled = await self._source.poll(RECORDS_MAX, SILENCE_MS)
@@ -152,38 +206,41 @@ class Proof:
         batch, _ = self._decoder.decode(self._scope.partition, polled)
         mine = {name: table.take(self._is_mine(table)) for name, table in batch.tables.items()}
         fresh, self._seen = drop_seen(type(batch)(batch.partition, batch.first_offset, batch.next_offset, mine), self._seen)
-        for lane, sent in self._firsts(list(fresh.tables.values()), polled):
-            self._found[lane].append(sent)
-            self._first.setdefault(lane, sent.place)
+        for table in fresh.tables.values():
+            self._take_found(table, polled)
 
     def _is_mine(self, table: Table) -> Any:
         """Messages of this writer about this partition; a partition that all write to, such as that of summaries, has others' too."""
         partition = self._scope.partition
         return (table["writer"] == self._scope.writer) & ((table["source"] == Log.TICK) | (table["partition"] == partition))
 
-    def _firsts(self, tables: Sequence[Table], polled: Polled) -> list[tuple[Lane, Sent]]:
-        offsets = np.asarray(polled.offsets, np.int64)
-        found: list[tuple[int, Lane, Sent]] = []
-        for table in tables:
-            ats = np.searchsorted(offsets, table.offsets).tolist()
-            lanes = lane_of(table["writer"], table["source"], table["partition"]).tolist()
-            causes = np.where(table["source"] == self._scope.source, table["offset"], -1).tolist()
-            places = zip(table["offset"].tolist(), table["index"].tolist(), strict=True)
-            for at, lane, cause, place in zip(ats, lanes, causes, places, strict=True):
-                found.append((at, lane, Sent(place, cause, polled.keys[at], polled.values[at] or b"")))
-        found.sort(key=lambda one: one[0])
-        return [(lane, sent) for _, lane, sent in found]
+    def _take_found(self, table: Table, polled: Polled) -> None:
+        ats = np.searchsorted(np.asarray(polled.offsets, np.int64), table.offsets).tolist()
+        lanes = lane_of(table["writer"], table["source"], table["partition"])
+        causes = np.where(table["source"] == self._scope.source, table["offset"], -1).tolist()
+        places = _places(table["offset"], table["index"])
+        for lane in np.unique(lanes).tolist():
+            self._first.setdefault(lane, places[int(np.flatnonzero(lanes == lane)[0])])
+        self._add(self._found, lanes, places, causes, [polled.keys[at] for at in ats], [polled.values[at] or b"" for at in ats])
 
     def _meet(self) -> None:
         for lane, made in self._made.items():
             found = self._found[lane]
             while made and found:
-                if made[0].place == found[0].place:
-                    self._compare(lane, made.popleft(), found.popleft())
-                elif made[0].place < found[0].place:
-                    self._missing(lane, made.popleft())
-                else:
-                    self._extra(lane, found.popleft())
+                equal = made.pop_equal(found)
+                self.findings.equal[self.topic.kind] += equal
+                if not equal:
+                    self._meet_singly(lane, made, found)
+
+    def _meet_singly(self, lane: Lane, made: Lined, found: Lined) -> None:
+        """Somewhere in what both sides hold there is a difference: find it."""
+        for _ in range(min(len(made), len(found))):
+            if made.head() == found.head():
+                self._compare(lane, made.pop(), found.pop())
+            elif made.head() < found.head():
+                self._missing(lane, made.pop())
+            else:
+                self._extra(lane, found.pop())
 
     def _compare(self, lane: Lane, made: Sent, found: Sent) -> None:
         if made.key == found.key and (made.value == found.value or self._same_in_another_version(made.value, found.value)):
@@ -223,3 +280,7 @@ class Proof:
     def _caused(self, lane: Lane, sent: Sent) -> str:
         source, partition = Log(lane >> 24 & 0xFFFFFF).name.lower(), lane & 0xFFFFFF
         return f"{self._where}: caused by {source}[{partition}]@{sent.place[0]}/{sent.place[1]}"
+
+
+def _places(offsets: Any, indexes: Any) -> list[Coordinate]:
+    return list(zip(offsets.tolist(), indexes.tolist(), strict=True))
