@@ -296,26 +296,39 @@ def rebuild(
         list[str] | None, typer.Option(help="feature, labeler or drift; all three when left out.", show_default=False)
     ] = None,
     partition: Annotated[int | None, typer.Option(help="Only this partition.", show_default=False)] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Keep the old rows, wait for the new ones, compare.")] = False,
-    wait_s: Annotated[float, typer.Option(help="How long to wait for the new rows.")] = 600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prove and compare; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write the new state though messages differ from those on the topics.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Fold nothing: delete state and offsets, so that the service begins at the log's start.")
+    ] = False,
 ) -> None:
-    """Forget the state of stopped services, so that they fold it from the log again."""
-    from driftline.clock import SystemClock
+    """
+    Fold the state of stopped services again from the log, prove that it gives what is on the topics, and write it.
+
+    Exit 0: every partition was proved (or forced, or forgotten). Exit 1: something differs, and that partition was not written.
+    """
     from driftline.operate import rebuild as work
+    from driftline.operate.progress import following
 
     services = service or list(work.STATEFUL)
     if unknown := sorted(set(services) - set(work.STATEFUL)):
         raise Invalid(f"{', '.join(unknown)} keeps no state; there are {', '.join(work.STATEFUL)}")
-    forgotten = _ask(name, lambda addresses, declared: work.forget(addresses, declared, services, partition, keep=compare))
-    for one in forgotten:
-        typer.echo(str(one))
-    if not compare:
+    if forget:
+        for one in _ask(name, lambda addresses, declared: work.forget(addresses, declared, services, partition)):
+            typer.echo(str(one))
         return
-    typer.echo(f"start {', '.join(services)} now; comparing when each partition stands where it stood")
-    compared = _ask(name, lambda addresses, _: work.compare(addresses, forgotten, SystemClock(), wait_s))
-    for one in compared:
-        typer.echo(str(one))
-    raise typer.Exit(1 if any(one.differ and not one.moved_on for one in compared) else 0)
+
+    async def find(addresses: Addresses, declared: Pipeline) -> tuple[Addresses, str, list[work.Job]]:
+        return addresses, declared.name, await work.jobs_of(addresses, declared, services, partition)
+
+    addresses, pipeline, jobs = _ask(name, find)
+    orders = work.Orders(dry_run=dry_run, force=force)
+    with following(jobs, _console()) as told:
+        rebuilt = work.rebuild(addresses, pipeline, jobs, orders, told)
+    for one in rebuilt:
+        typer.echo("\n  ".join([str(one), *one.told]))
+    typer.echo(work.summary(rebuilt, orders))
+    raise typer.Exit(0 if all(one.stands(orders) for one in rebuilt) else 1)
 
 
 def _declared(name: str | None) -> Pipeline:

@@ -21,7 +21,7 @@ from driftline.judge.summaries import SCORE_BINS
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, load_public_key
-from driftline.pipeline import load_pipeline
+from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
@@ -37,11 +37,9 @@ class Settings(WorkerSettings, frozen=True, kw_only=True):
     model_store: str = "/var/lib/driftline/models"
 
 
-def build(settings: Settings, clock: Clock) -> Process:
-    """Everything that the process touches. Nothing connects before it runs."""
-    pipeline = load_pipeline(settings.pipeline)
+def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
+    """The operators of this service."""
     topics = Topics.of(pipeline)
-    registry = Registry(settings.registry)
     bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)))
 
     @cache
@@ -61,6 +59,7 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.JOURNAL,
         core=lambda partition, _: AnswersDrift(pipeline, partition, reference),
         row_format=ROW_FORMAT,
+        reach_ms=pipeline.window_ms,
     )
     examples = Wiring(
         service="drift-examples",
@@ -81,8 +80,14 @@ def build(settings: Settings, clock: Clock) -> Process:
         row_format=ROW_FORMAT,
         observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
-    turns = Turns()
-    parts = [Operators(wiring, settings, pipeline, registry, clock, turns) for wiring in (answers, examples, merge)]
+    return [answers, examples, merge]
+
+
+def build(settings: Settings, clock: Clock) -> Process:
+    """Everything that the process touches. Nothing connects before it runs."""
+    pipeline, registry = load_pipeline(settings.pipeline), Registry(settings.registry)
+    turns = Turns()  # of the process, whichever operator a partition is of
+    parts = [Operators(wiring, settings, pipeline, registry, clock, turns) for wiring in wirings(settings, pipeline)]
     return Process("drift", parts, ops(settings, "drift"))
 
 

@@ -9,7 +9,7 @@ from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.features import tiles
-from driftline.pipeline import load_pipeline
+from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
@@ -18,11 +18,10 @@ from .core import Feature
 Settings = WorkerSettings
 
 
-def build(settings: Settings, clock: Clock) -> Process:
-    """Everything that the process touches. Nothing connects before it runs."""
-    pipeline = load_pipeline(settings.pipeline)
+def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
+    """The operators of this service."""
     topics = Topics.of(pipeline)
-    wiring = Wiring(
+    feature = Wiring(
         service="feature",
         reads=topics.events,
         writes=[topics.features, topics.journal],
@@ -30,5 +29,21 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.EVENTS,
         core=lambda partition, _: Feature(pipeline, partition),
         row_format=tiles.ROW_FORMAT,
+        reach_ms=_reach_ms(pipeline),
     )
-    return Process("feature", [Operators(wiring, settings, pipeline, Registry(settings.registry), clock)], ops(settings, "feature"))
+    return [feature]
+
+
+def build(settings: Settings, clock: Clock) -> Process:
+    """Everything that the process touches. Nothing connects before it runs."""
+    pipeline, registry = load_pipeline(settings.pipeline), Registry(settings.registry)
+    parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in wirings(settings, pipeline)]
+    return Process("feature", parts, ops(settings, "feature"))
+
+
+def _reach_ms(pipeline: Pipeline) -> int:
+    """How far back a row looks: the longest window with its offset, or the memory of ids, and what may come late."""
+    aggregates = [one for view in pipeline.views for feature in view.features for _, one in feature.terms]
+    windows = [one.window_ms + one.ending_ms for one in aggregates]
+    late = max(stream.lateness_ms for stream in pipeline.streams)
+    return max([*windows, *(stream.duplicates_ms for stream in pipeline.streams)]) + late

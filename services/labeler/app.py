@@ -9,7 +9,7 @@ from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.metrics import metric
-from driftline.pipeline import load_pipeline
+from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
@@ -40,11 +40,11 @@ class Observer:
             metric("driftline_labels_total").labels(pipeline=self._pipeline, outcome=outcome).inc(max(0, new))
 
 
-def build(settings: Settings, clock: Clock) -> Process:
-    """Everything that the process touches. Nothing connects before it runs."""
-    pipeline = load_pipeline(settings.pipeline)
+def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
+    """The operators of this service."""
     topics = Topics.of(pipeline)
-    wiring = Wiring(
+    label = pipeline.label
+    labeler = Wiring(
         service="labeler",
         reads=topics.journal,
         writes=[topics.examples],
@@ -53,5 +53,13 @@ def build(settings: Settings, clock: Clock) -> Process:
         core=lambda partition, _: Labeler(pipeline, partition),
         row_format=ROW_FORMAT,
         observe=Observer(pipeline.name),
+        reach_ms=2 * label.horizon_ms + label.revisions_ms if label else 0,
     )
-    return Process("labeler", [Operators(wiring, settings, pipeline, Registry(settings.registry), clock)], ops(settings, "labeler"))
+    return [labeler]
+
+
+def build(settings: Settings, clock: Clock) -> Process:
+    """Everything that the process touches. Nothing connects before it runs."""
+    pipeline, registry = load_pipeline(settings.pipeline), Registry(settings.registry)
+    parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in wirings(settings, pipeline)]
+    return Process("labeler", parts, ops(settings, "labeler"))

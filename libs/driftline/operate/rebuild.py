@@ -1,68 +1,374 @@
 """
-State made anew from the log: forget what an operator keeps of a partition, so that it starts from the log's start; then compare.
+State made anew from the log, with the service stopped: fold each partition up to where the service stood, prove that what the fold makes
+is what is on the topics, and only then put rows and ledger into the store.
 
-The group's offset goes first and the rows after it, because a ledger that is missing beside a committed offset means that state
-was lost, and is refused.
+Where the service stood is what the ledger says, and without one what the group has committed: an offset is committed after the ledger,
+and the ledger is written after the acks, so everything below it was sent. What the service made beyond it, before it died, it makes
+again by itself; readers drop the copies.
+
+Nothing is written while anything differs (`force` writes all the same), and never half a state: see `rows`. `forget` is the other way:
+delete everything, and let the service begin at the log's start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+import importlib
+import multiprocessing
+import os
+import queue
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.admin import DeleteGroupsRequest
-from redis.asyncio import Redis
 
-from driftline.clock import Clock
-from driftline.errors import Fatal, Rejected
-from driftline.operate.addresses import Addresses
-from driftline.operate.status import read_readiness
-from driftline.pipeline import Pipeline
-from driftline.stream.ledger import Entry, connect, prefix_of
+from driftline.contracts.registry import Registry
+from driftline.errors import DriftlineError, Fatal, Invalid, Rejected
+from driftline.logs import log
+from driftline.operate.addresses import Addresses, environment_of
+from driftline.operate.dead_letters import read_letters
+from driftline.operate.fold import Folded, Subject, fold
+from driftline.operate.rows import Rows
+from driftline.pipeline import Pipeline, load_pipeline
+from driftline.settings import read
+from driftline.stream.kafka import Cluster, Source
+from driftline.stream.ledger import Entry, connect, decoded, refuse_unsafe_store
+from driftline.stream.operators import Wiring, describe_pipeline, group_of
+from driftline.stream.records import crc
 
-STATEFUL = {"feature": ("feature",), "labeler": ("labeler",), "drift": ("drift-journal", "drift-examples", "drift")}
-KEPT = b"before:"  # in front of the old rows while they wait to be compared
+STATEFUL = ("feature", "labeler", "drift")
 GROUP_ID_NOT_FOUND = 69
 COORDINATOR_TRIES = 20
-ROWS_AT_ONCE = 1_000
 POLL_S = 1.0
+LISTEN_S = 0.1
+ANSWER_S = 2.0
+ANCHOR_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """What to do with what was folded."""
+
+    dry_run: bool = False  # prove, write nothing
+    force: bool = False  # write though messages differ
+
+
+@dataclass(frozen=True)
 class Rebuilt:
     """What became of one operator's partition."""
 
     group: str
     partition: int
+    position: int
     rows: int
-    differ: int | None = None  # None: not compared
-    moved_on: bool = False  # the log has gone on meanwhile, so rows may differ rightly
+    records: int = 0
+    equal: Mapping[str, int] = field(default_factory=dict)  # messages proved, by topic
+    unproved: int = 0
+    differing: int = 0
+    told: tuple[str, ...] = ()
+    stored: int | None = None  # rows in the store that differ from the fold's; None: there were none to compare with
+    redefined: bool = False  # made by another definition before, so messages differ rightly
+    written: bool = False
+    note: str = ""
+
+    @property
+    def proved(self) -> bool:
+        """Whether everything that can be compared is the same on the topics."""
+        return self.redefined or not self.differing
+
+    def stands(self, orders: Orders) -> bool:
+        """Whether nothing is left to do: proved, or written all the same; a dry run only looks, so the store must be right already."""
+        if orders.dry_run:
+            return self.proved and not self.stored
+        return self.proved or orders.force
 
     def __str__(self) -> str:
-        compared = "" if self.differ is None else f", {self.differ:,} differ" + (" (the log has gone on since)" if self.moved_on else "")
-        return f"{self.group}[{self.partition}]: {self.rows:,} rows{compared or ' forgotten'}"
+        messages = ", ".join(f"{n:,} on {kind}" for kind, n in sorted(self.equal.items())) or "no messages"
+        parts = [f"{self.rows:,} rows at {self.position:,}", f"{messages} are the same"]
+        if self.unproved:
+            parts.append(f"{self.unproved:,} cannot be proved, because the log no longer goes back far enough")
+        if self.differing:
+            parts.append(f"{self.differing:,} differ" + (" (another definition made them)" if self.redefined else ""))
+        if self.stored is not None:
+            parts.append(f"{self.stored:,} rows of the store differ" if self.stored else "the store has the same rows")
+        parts.append("written" if self.written else self.note or "nothing written")
+        return f"{self.group}[{self.partition}]: {'; '.join(parts)}"
 
 
-async def forget(addresses: Addresses, pipeline: Pipeline, services: Sequence[str], partition: int | None, keep: bool) -> list[Rebuilt]:
-    """
-    Delete ledger and rows of `services` (or keep them aside), and their groups' offsets. Raises Rejected while one of them runs.
-    """
-    running = [service for service in services if await asyncio.to_thread(read_readiness, addresses, service) == "ready"]
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One partition of one operator of a service, for a process that makes the wiring itself."""
+
+    service: str
+    operator: str
+    partition: int
+    given_up: frozenset[int]
+
+
+def wirings_of(service: str, pipeline: Pipeline, addresses: Addresses) -> list[Wiring]:
+    """The operators of a service, wired as the service does it; found by name, as `driftline run` finds it."""
+    module = importlib.import_module(f"services.{service}.app")
+    wirings: list[Wiring] = module.wirings(read(module.Settings, environment_of(addresses, pipeline.name)), pipeline)
+    return wirings
+
+
+def refuse_running(addresses: Addresses, services: Sequence[str]) -> None:
+    """Raises Rejected while a process of one of `services` answers at the address that it left in the run dir."""
+    running = [service for service in services if _answers(addresses, service)]
     if running:
         raise Rejected(f"{', '.join(running)} is running: stop it, rebuild, start it again")
-    groups = [f"{pipeline.name}-{operator}" for service in services for operator in STATEFUL[service]]
-    await _delete_offsets(addresses.kafka, groups)
+
+
+def _answers(addresses: Addresses, service: str) -> bool:
+    try:
+        ops = msgspec.json.decode((addresses.run_dir / f"{service}.json").read_bytes())["ops"]
+        with urllib.request.urlopen(f"{ops}/healthz", timeout=ANSWER_S):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+# ---- one partition --------------------------------------------------------------------------------------------------------
+
+
+async def rebuild_partition(
+    addresses: Addresses, wiring: Wiring, pipeline: Pipeline, job: Job, orders: Orders, told: Callable[[int, int], None]
+) -> Rebuilt:
+    """
+    Fold, prove, write. `told` hears how far it is, and of how much. Raises Rejected when there is nothing to go by, and DriftlineError
+    of every other kind as its parts do; nothing is in force then, or all of it.
+    """
+    group = group_of(wiring, pipeline)
+    cluster = await describe_pipeline(addresses.kafka, pipeline)
+    source = Source(addresses.kafka, wiring.reads.name, job.partition, group=group)
+    client = connect(addresses.redis)
+    await source.start()
+    try:
+        rows = Rows(client, group, job.partition)
+        known = await rows.ledger()
+        stood = await _stood(source, known, cluster, f"{wiring.reads.name}[{job.partition}]")
+        if stood is None:
+            return Rebuilt(group, job.partition, 0, 0, note="nothing was folded yet, the service begins at the log's start")
+        subject = Subject(wiring, pipeline, job.partition, cluster, stood.position, job.given_up)
+        await _refuse_unreachable(source, wiring, orders)
+        folded = await fold(addresses.kafka, Registry(addresses.registry), subject, lambda at: told(at, stood.position))
+        before = await rows.read()
+        found = _compared(group, job.partition, folded, stood, before)
+        if orders.dry_run or not (found.proved or orders.force):
+            return found
+        if before == folded.rows and stood.entry == folded.entry:
+            return replace(found, note="nothing to write")
+        if stood.committed is None:  # or else a service that finds no ledger would take the partition for a new one
+            await source.mark(stood.position)
+        await rows.replace(known, folded.entry, folded.rows)
+        return replace(found, written=True)
+    finally:
+        await source.stop()
+        await client.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stood:
+    """Where the service stood: the ledger, if it can be believed, and what the group has committed."""
+
+    position: int
+    entry: Entry | None
+    committed: int | None
+
+
+async def _stood(source: Source, known: bytes | None, cluster: Cluster, where: str) -> _Stood | None:
+    """None where nothing was folded yet. Raises Rejected when neither ledger nor offset is about this log."""
+    start, end = await source.bounds()
+    committed = await source.committed()
+    entry = _readable(known, where)
+    if entry is not None and entry.cluster == cluster.id and start <= entry.next <= end and await _is_anchored(source, entry, start):
+        return _Stood(entry.next, entry, committed)
+    if committed is None and known is None:
+        return None
+    if committed is None or not start <= committed <= end:
+        stood = "no offset is committed" if committed is None else f"the offset {committed} is committed"
+        raise Rejected(
+            f"{where} holds {start} to {end}, {stood}, and the ledger is of another log or gone: nothing says up to where to fold. "
+            "driftline rebuild --forget deletes the state, and the service begins at the log's start"
+        )
+    return _Stood(committed, None, committed)
+
+
+def _readable(known: bytes | None, where: str) -> Entry | None:
+    try:
+        return None if known is None else decoded(known)
+    except Invalid as error:
+        log.warning("the ledger tells nothing", where=where, because=str(error))
+        return None
+
+
+async def _is_anchored(source: Source, entry: Entry, start: int) -> bool:
+    """Whether the log still has the record that was applied last, or has let go of it."""
+    if entry.anchor is None or entry.anchor[0] < start:
+        return True
+    source.seek(entry.anchor[0])
+    polled = await source.poll(1, ANCHOR_MS)
+    return polled is not None and (polled.offsets[0], polled.timestamps[0], crc(polled.values[0])) == entry.anchor
+
+
+async def _refuse_unreachable(source: Source, wiring: Wiring, orders: Orders) -> None:
+    start, _ = await source.bounds()
+    if start > 0 and wiring.reach_ms is None and not orders.force:
+        raise Rejected(
+            f"{wiring.reads.name} begins at {start}: what {wiring.service} remembers goes back to the first record, which is gone. "
+            "--force makes what can be made of the rest"
+        )
+
+
+def _compared(group: str, partition: int, folded: Folded, stood: _Stood, before: Mapping[bytes, bytes]) -> Rebuilt:
+    entry, findings = stood.entry, folded.findings
+    stored = None
+    if before or entry is not None:
+        stored = sum(before.get(key) != folded.rows.get(key) for key in before.keys() | folded.rows.keys())
+    redefined = entry is not None and (entry.digest, entry.row_format) != (folded.entry.digest, folded.entry.row_format)
+    return Rebuilt(
+        group,
+        partition,
+        stood.position,
+        len(folded.rows),
+        folded.records,
+        dict(findings.equal),
+        findings.unproved,
+        findings.differing,
+        tuple(findings.told),
+        stored,
+        redefined,
+    )
+
+
+def summary(rebuilt: Sequence[Rebuilt], orders: Orders) -> str:
+    """The last line: what it comes to."""
+    records, messages = sum(one.records for one in rebuilt), sum(sum(one.equal.values()) for one in rebuilt)
+    differing = sum(one.differing for one in rebuilt if not one.redefined)
+    words = f"{records:,} records folded, {messages:,} messages are the same on the topics, {differing:,} differ"
+    refused = sum(not one.stands(orders) for one in rebuilt)
+    if not refused:
+        return words
+    return f"{words}. {refused} of {len(rebuilt)} partitions do not stand" + ("" if orders.dry_run else ", and nothing of them was written")
+
+
+# ---- all partitions, in two processes -------------------------------------------------------------------------------------
+
+
+async def jobs_of(addresses: Addresses, pipeline: Pipeline, services: Sequence[str], partition: int | None) -> list[Job]:
+    """Every partition of every operator of `services`, those with most to do first. Raises Rejected while one of them runs, Fatal."""
+    await asyncio.to_thread(refuse_running, addresses, services)
+    await refuse_unsafe_store(addresses.redis)
+    cluster = await describe_pipeline(addresses.kafka, pipeline)
+    given_up = await _given_up(addresses, pipeline)
+    jobs = [
+        Job(service, wiring.service, number, frozenset(given_up[wiring.service, number]))
+        for service in services
+        for wiring in wirings_of(service, pipeline, addresses)
+        for number in range(cluster.partitions[wiring.reads.name])
+        if partition in (None, number)
+    ]
+    if not jobs:
+        raise Invalid(f"there is no partition {partition}; {pipeline.name} has {cluster.partitions[f'{pipeline.name}-events']}")
+    return jobs
+
+
+async def _given_up(addresses: Addresses, pipeline: Pipeline) -> Mapping[tuple[str, int], set[int]]:
+    """Records that had stopped a process, by operator and partition: they were not folded then."""
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for letter in await read_letters(addresses, pipeline, "poison"):
+        found[letter.service, letter.partition].add(letter.at)
+    return found
+
+
+def rebuild(
+    addresses: Addresses, pipeline: str, jobs: Sequence[Job], orders: Orders, told: Callable[[Job, int, int], None]
+) -> list[Rebuilt]:
+    """
+    All jobs, on as many processes as there are processors and jobs. `told` hears how far each is.
+
+    Raises what went wrong with the first that failed, after the others have ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, news = context.Queue(), context.Queue()
+    workers = [
+        context.Process(target=_work, args=(addresses, pipeline, orders, waiting, news), daemon=True)
+        for _ in range(min(len(jobs), os.cpu_count() or 1))
+    ]
+    for number in [*range(len(jobs)), *(None for _ in workers)]:
+        waiting.put(None if number is None else (number, jobs[number]))
+    for worker in workers:
+        worker.start()
+    done: dict[int, Rebuilt | DriftlineError] = {}
+    while len(done) < len(jobs):
+        try:
+            number, what = news.get(timeout=LISTEN_S)
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers):
+                raise Fatal("a process of the rebuild died; nothing of its partition is in force: run it again") from None
+            continue
+        if isinstance(what, tuple):
+            told(jobs[number], *what)
+        else:
+            done[number] = what
+    for worker in workers:
+        worker.join()
+    failed = [what for what in done.values() if isinstance(what, DriftlineError)]
+    if failed:
+        raise failed[0]
+    return [what for _, what in sorted(done.items()) if isinstance(what, Rebuilt)]
+
+
+def _work(addresses: Addresses, name: str, orders: Orders, waiting: Any, news: Any) -> None:
+    """A process: jobs one after the other, until there are none."""
+    pipeline = load_pipeline(name)
+    while (taken := waiting.get()) is not None:
+        number, job = taken
+        try:
+            wiring = next(one for one in wirings_of(job.service, pipeline, addresses) if one.service == job.operator)
+
+            def tell(at: int, of: int, number: int = number) -> None:
+                news.put((number, (at, of)))
+
+            news.put((number, asyncio.run(rebuild_partition(addresses, wiring, pipeline, job, orders, tell))))
+        except DriftlineError as error:
+            news.put((number, type(error)(f"{pipeline.name}-{job.operator}[{job.partition}]: {error}")))
+
+
+# ---- the other way --------------------------------------------------------------------------------------------------------
+
+
+async def forget(addresses: Addresses, pipeline: Pipeline, services: Sequence[str], partition: int | None) -> list[Rebuilt]:
+    """
+    Delete ledger and rows of `services`, then their groups' offsets, so that they begin at the log's start. Raises Rejected while one runs.
+
+    The offset goes last: a ledger that is missing beside it is refused, so a service never begins on rows that are half deleted.
+    """
+    await asyncio.to_thread(refuse_running, addresses, services)
+    cluster = await describe_pipeline(addresses.kafka, pipeline)
+    wirings = [wiring for service in services for wiring in wirings_of(service, pipeline, addresses)]
+    forgotten = []
     client = connect(addresses.redis)
     try:
-        found = [(group, number) for group in groups for number in await _partitions(client, group) if partition in (None, number)]
-        return [Rebuilt(group, number, await _set_aside(client, group, number, keep)) for group, number in found]
+        for wiring in wirings:
+            group = group_of(wiring, pipeline)
+            for number in range(cluster.partitions[wiring.reads.name]):
+                if partition in (None, number):
+                    rows = await Rows(client, group, number).forget()
+                    forgotten.append(Rebuilt(group, number, 0, rows, note="forgotten"))
     finally:
         await client.aclose()
+    await _delete_offsets(addresses.kafka, [group_of(wiring, pipeline) for wiring in wirings])
+    return forgotten
 
 
 async def _delete_offsets(kafka: str, groups: Sequence[str]) -> None:
@@ -88,78 +394,3 @@ async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
         else:
             return broker
     raise Fatal(f"Kafka names no coordinator for the group {group}")
-
-
-async def _partitions(client: Redis, group: str) -> list[int]:
-    """The partitions of which a ledger or rows are there."""
-    found = set()
-    async for key in client.scan_iter(match=f"{{{group}:*}}:*", count=ROWS_AT_ONCE):
-        found.add(int(key.split(b"}", 1)[0].rpartition(b":")[2]))
-    return sorted(found)
-
-
-async def _keys(client: Redis, prefix: bytes) -> list[bytes]:
-    return sorted({key async for key in client.scan_iter(match=prefix + b"*", count=ROWS_AT_ONCE)})
-
-
-async def _set_aside(client: Redis, group: str, partition: int, keep: bool) -> int:
-    """Delete or rename everything of the partition; returns how many rows there were, the ledger's own keys not counted."""
-    prefix = prefix_of(group, partition)
-    keys = await _keys(client, prefix)
-    for at in range(0, len(keys), ROWS_AT_ONCE):
-        async with client.pipeline(transaction=False) as pipe:
-            for key in keys[at : at + ROWS_AT_ONCE]:
-                if keep:
-                    pipe.rename(key, KEPT + key)
-                else:
-                    pipe.delete(key)
-            await pipe.execute()
-    return sum(key.removeprefix(prefix) not in (b"ledger", b"tries") for key in keys)
-
-
-async def compare(addresses: Addresses, forgotten: Sequence[Rebuilt], clock: Clock, wait_s: float) -> list[Rebuilt]:
-    """
-    Wait until each partition stands where it stood, compare its rows with those kept aside, and delete these.
-
-    Raises Rejected when one is not there after `wait_s`; what was kept aside stays.
-    """
-    client = connect(addresses.redis)
-    deadline = clock.monotonic_s() + wait_s
-    try:
-        return [await _compared(client, one, clock, deadline) for one in forgotten]
-    finally:
-        await client.aclose()
-
-
-async def _compared(client: Redis, one: Rebuilt, clock: Clock, deadline: float) -> Rebuilt:
-    prefix = prefix_of(one.group, one.partition)
-    goal = await _next(client, KEPT + prefix + b"ledger")
-    while (position := await _next(client, prefix + b"ledger")) < goal:
-        if clock.monotonic_s() > deadline:
-            raise Rejected(f"{one.group}[{one.partition}] stands at {position} of {goal}: is the service running? The old rows are kept")
-        await asyncio.sleep(POLL_S)
-    before, after = await _rows(client, KEPT + prefix), await _rows(client, prefix)
-    differ = sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
-    await _drop(client, KEPT + prefix)
-    return Rebuilt(one.group, one.partition, len(after), differ, moved_on=position > goal)
-
-
-async def _next(client: Redis, key: bytes) -> int:
-    value = cast(bytes | None, await client.get(key))
-    return -1 if value is None else msgspec.msgpack.decode(value, type=Entry).next
-
-
-async def _rows(client: Redis, prefix: bytes) -> dict[bytes, bytes | None]:
-    keys = [key for key in await _keys(client, prefix) if key.removeprefix(prefix) not in (b"ledger", b"tries")]
-    rows: dict[bytes, bytes | None] = {}
-    for at in range(0, len(keys), ROWS_AT_ONCE):
-        some = keys[at : at + ROWS_AT_ONCE]
-        found = cast(list[bytes | None], await client.mget(some))
-        rows.update(zip((key.removeprefix(prefix) for key in some), found, strict=True))
-    return rows
-
-
-async def _drop(client: Redis, prefix: bytes) -> None:
-    keys = await _keys(client, prefix)
-    for at in range(0, len(keys), ROWS_AT_ONCE):
-        await client.delete(*keys[at : at + ROWS_AT_ONCE])

@@ -12,10 +12,12 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -29,6 +31,24 @@ BATCH_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
+
+
+def _as_parsed(key: bytes) -> bytes:
+    """Given as a consumer's key deserialiser, it asks for records as they were parsed; see `_Parsed`."""
+    return key
+
+
+class _Parsed(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+    """
+    aiokafka copies each parsed record into an object of eleven fields, which is a fifth of what polling costs; of these a `Source` reads
+    four, which the parsed record has. Consumers that do not ask for it are left alone.
+    """
+
+    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
+        return record if self._key_deserializer is _as_parsed else super()._consumer_record(tp, record)
+
+
+fetcher.PartitionRecords = _Parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +88,7 @@ class Source:
             auto_offset_reset="none",
             fetch_max_wait_ms=wait_ms,
             max_partition_fetch_bytes=4 << 20,
+            key_deserializer=_as_parsed,
             isolation_level="read_committed" if committed_only else "read_uncommitted",
             client_id=f"{group or 'driftline'}-{topic}-{partition}",
         )

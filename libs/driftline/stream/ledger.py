@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from driftline.errors import Fatal, Recoverable
+from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.stream.records import Coordinate, Lane
 
 
@@ -43,7 +43,9 @@ class Ledger(Protocol):
     """One partition's ledger and rows. Not for use by two tasks at once."""
 
     async def open(self) -> Entry | None:
-        """Read the entry, and from now on compare with it; None where there is none yet. Raises Recoverable."""
+        """
+        Read the entry, and from now on compare with it; None where there is none yet. Raises Invalid when it is no entry, Recoverable.
+        """
 
     async def rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Rows by key, read in one command with the entry. Raises Fenced when the entry is not the one last known."""
@@ -72,6 +74,14 @@ class Ledger(Protocol):
 
 ENCODE = msgspec.msgpack.Encoder().encode
 DECODE = msgspec.msgpack.Decoder(Entry).decode
+
+
+def decoded(value: bytes) -> Entry:
+    """The entry in a ledger's bytes. Raises Invalid when they are none."""
+    try:
+        return DECODE(value)
+    except msgspec.MsgspecError as error:
+        raise Invalid(f"the ledger in the store cannot be read ({error})") from error
 
 
 def prefix_of(group: str, partition: int) -> bytes:
@@ -114,7 +124,7 @@ class RedisLedger:
 
     async def open(self) -> Entry | None:
         self._known = await self._ask(self._client.get(self._key))
-        return None if self._known is None else DECODE(self._known)
+        return None if self._known is None else decoded(self._known)
 
     async def rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
         found: list[bytes | None] = await self._ask(self._client.mget([self._key, *(self._prefix + key for key in keys)]))
@@ -189,7 +199,7 @@ class MemoryLedger:
 
     async def open(self) -> Entry | None:
         self._known = self._values.get(self._key)
-        return None if self._known is None else DECODE(self._known)
+        return None if self._known is None else decoded(self._known)
 
     async def rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
         await self.check()

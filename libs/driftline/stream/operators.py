@@ -66,6 +66,22 @@ class Wiring(Struct, frozen=True, kw_only=True):
     row_format: int | None = None  # None: no state, no ledger
     before: Callable[[Batch], Awaitable[None]] | None = None
     observe: Callable[[int, Any, Effects], None] | None = None  # partition, core, what it did
+    reach_ms: int | None = None  # how far back in its log what it makes may look; None: to the log's start
+
+
+def group_of(wiring: Wiring, pipeline: Pipeline) -> str:
+    """The group that names an operator's offsets and its rows."""
+    return f"{pipeline.name}-{wiring.service}"
+
+
+async def describe_pipeline(kafka: str, pipeline: Pipeline) -> Cluster:
+    """The cluster, and how many partitions each of the pipeline's topics has. Raises Fatal when one is missing, Recoverable."""
+    names = [topic.name for topic in Topics.of(pipeline).by_kind().values()]
+    cluster = await describe(kafka, names)
+    missing = [name for name in names if not cluster.partitions.get(name)]
+    if missing:
+        raise Fatal(f"the topics {', '.join(missing)} do not exist: driftline up creates them")
+    return cluster
 
 
 class Operators:
@@ -114,19 +130,11 @@ class Operators:
     async def _prepared(self) -> Operator:
         if self._wiring.row_format is not None:
             await refuse_unsafe_store(self._settings.redis)
-        return await asyncio.to_thread(self._operator, await self._described())
-
-    async def _described(self) -> Cluster:
-        names = [topic.name for topic in Topics.of(self._pipeline).by_kind().values()]
-        cluster = await describe(self._settings.kafka, names)
-        missing = [name for name in names if not cluster.partitions.get(name)]
-        if missing:
-            raise Fatal(f"the topics {', '.join(missing)} do not exist: driftline up creates them")
-        return cluster
+        return await asyncio.to_thread(self._operator, await describe_pipeline(self._settings.kafka, self._pipeline))
 
     def _operator(self, cluster: Cluster) -> Operator:
         wiring, settings = self._wiring, self._settings
-        group = f"{self._pipeline.name}-{wiring.service}"
+        group = group_of(wiring, self._pipeline)
         topics = Topics.of(self._pipeline)
         written = {topic.kind: topic for topic in (*wiring.writes, topics.dead_letters)}
         as_json = frozenset({"predictions"} if self._pipeline.predictions == "json" else ())

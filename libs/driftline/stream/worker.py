@@ -31,8 +31,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from driftline.clock import Clock
-from driftline.errors import Fatal, Recoverable
+from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.stream.batch import Batch, Core, Effects, Refused
@@ -222,7 +224,7 @@ class _Session:
         # In this order, because another process may still be at work here: what is asked for later is never behind what was told
         # before. A ledger that is read after the log's end may be beyond it, and an offset is committed behind its ledger.
         committed = await self._source.committed()
-        entry = await self._ledger.open() if self._ledger is not None else None
+        entry = await self._open_ledger()
         start, end = await self._source.bounds()
         self._end = end
         if self._ledger is None:
@@ -241,6 +243,12 @@ class _Session:
         if self.position < end:  # where nothing waits, nothing can have stopped the process
             await self._take_care()
         self._source.seek(self.position)
+
+    async def _open_ledger(self) -> Entry | None:
+        try:
+            return await self._ledger.open() if self._ledger is not None else None
+        except Invalid as fault:
+            raise Fatal(self._worded(str(fault))) from fault
 
     async def _verify(self, entry: Entry, start: int, end: int) -> None:
         mine = self._entry(entry.next, entry.seen, entry.anchor)
@@ -369,7 +377,11 @@ class _Session:
                 raise Fatal(f"{self._operator.service} asks for state but keeps no ledger")
             for at in range(0, len(keys), ROWS_MAX):
                 some = keys[at : at + ROWS_MAX]
-                self._core.load(dict(zip(some, await self._ledger.rows(some), strict=True)))
+                rows = dict(zip(some, await self._ledger.rows(some), strict=True))
+                try:
+                    self._core.load(rows)
+                except (Invalid, msgspec.MsgspecError) as fault:
+                    raise Fatal(self._worded(f"a row of the store cannot be read: {fault}")) from fault
 
     async def _give_up(self, polled: Polled) -> None:
         """The first record has crashed the process time and again: set it aside, raw."""

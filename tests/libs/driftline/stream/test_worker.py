@@ -23,7 +23,7 @@ from driftline.contracts.messages import Source as From
 from driftline.contracts.messages import Writer
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
-from driftline.errors import Recoverable
+from driftline.errors import Invalid, Recoverable
 from driftline.stream import worker as worker_module
 from driftline.stream.batch import Batch, Effects, Messages, Varlen
 from driftline.stream.dead_letters import DeadLetters
@@ -47,7 +47,10 @@ class Counting:
         return [key for key in keys if key not in self._counts]
 
     def load(self, rows: Mapping[bytes, bytes | None]) -> None:
-        self._counts.update({key: int(row or b"0") for key, row in rows.items()})
+        try:
+            self._counts.update({key: int(row or b"0") for key, row in rows.items()})
+        except ValueError as error:
+            raise Invalid(f"a count is no number: {error}") from error
 
     def touches(self, batch: Batch) -> int:
         return len(batch)
@@ -457,6 +460,20 @@ async def test_a_lost_store_is_refused_and_not_begun_anew(bench: Bench):
     bench.store.values.clear()
     worker = await bench.run_until(11, timeout_s=10)
     assert "driftline rebuild" in worker.refused
+
+
+@pytest.mark.parametrize(("key", "words"), [(b":ledger", "the ledger in the store cannot be"), (b":ewr", "a row of the store cannot be")])
+async def test_bytes_that_cannot_be_read_refuse_their_partition_alone(bench: Bench, key: bytes, words: str):
+    """
+    The process goes on with its other partitions, and the words name the command that helps.
+    """
+    await bench.publish(10)
+    await bench.run_until(10)
+    bench.store.values[next(one for one in bench.store.values if one.endswith(key))] = b"\xff rubbish"
+    await bench.publish(10, first=10)
+    worker = await bench.worker()
+    await asyncio.wait_for(worker.run(), 20)
+    assert words in worker.refused and "driftline rebuild" in worker.refused
 
 
 async def test_a_log_that_was_made_anew_is_refused(bench: Bench):
