@@ -101,17 +101,30 @@ def run(
     pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Folder in pipelines/.")],
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Run one process of one pipeline: what a supervisor calls. Settings come from DRIFTLINE_* variables."""
+    """
+    Run one process of one pipeline: what a supervisor calls. Settings come from DRIFTLINE_* variables.
+
+    A keeper imports and forks the worker, and forks again when it is killed; SIGTERM drains both.
+    """
     from driftline.clock import SystemClock
+    from driftline.contracts.avro import warm
     from driftline.logs import set_up
+    from driftline.metrics import metric
     from driftline.settings import read
+    from driftline.stream.keeper import keep
 
     if service not in SERVICES:
         raise Invalid(f"there is no service {service}; there are {', '.join(SERVICES)}")
     set_up(log_level, service=service, pipeline=pipeline)
     module = importlib.import_module(f"services.{service}.app")
     process = module.build(read(module.Settings, {**os.environ, "DRIFTLINE_PIPELINE": pipeline}), SystemClock())
-    asyncio.run(process.run())
+    warm()
+
+    def work(restarts: int) -> None:
+        metric("driftline_worker_restarts_total").labels(pipeline=pipeline, service=service).inc(restarts)
+        asyncio.run(process.run())
+
+    raise typer.Exit(keep(work, SystemClock()))
 
 
 @app.command()

@@ -10,7 +10,10 @@ import logging
 import sys
 from typing import Any
 
-import structlog
+from driftline.imports import hidden
+
+with hidden("rich"):  # for tracebacks in colour: ours are JSON
+    import structlog
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("driftline")
 

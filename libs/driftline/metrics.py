@@ -107,6 +107,13 @@ METRICS = (
         "Commits: applied, fenced (a process believed dead was seen off) or unknown.",
     ),
     Metric(
+        "driftline_worker_restarts_total",
+        "counter",
+        "restarts",
+        ("pipeline", "service"),
+        "Workers that were killed by a signal and forked again by their keeper, since the keeper started.",
+    ),
+    Metric(
         "driftline_predictions_total",
         "counter",
         "predictions",

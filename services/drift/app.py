@@ -25,6 +25,7 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
+from driftline.stream.turns import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
@@ -84,8 +85,8 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
 
 def build(settings: Settings, clock: Clock) -> Process:
     """Everything that the process touches. Nothing connects before it runs."""
-    pipeline, registry = load_pipeline(settings.pipeline), Registry(settings.registry)
-    parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in wirings(settings, pipeline)]
+    pipeline, registry, turns = load_pipeline(settings.pipeline), Registry(settings.registry), Turns()
+    parts = [Operators(wiring, settings, pipeline, registry, clock, turns) for wiring in wirings(settings, pipeline)]
     return Process("drift", parts, ops(settings, "drift"))
 
 

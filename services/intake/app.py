@@ -38,6 +38,7 @@ WAITING_BYTES_MAX = 64 << 20
 POLL_MAX = 5_000
 POLL_MS = 100
 SILENCE_S = 15.0  # for so long a source may hold more without any of it arriving
+COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
 PII_KEY_BYTES = 32
 
 
@@ -140,6 +141,8 @@ class IntakePart:
         sealed = [stream.topic for stream in pipeline.streams if stream.pii]
         key = _letter_key(settings.pii_key) if sealed else b""
         self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key=key, sealed=sealed)
+        self._partitions: Mapping[str, int] = {}  # of each topic, as this session found them
+        self._counted_at = 0.0
         self._heard_at = 0.0
         self._waiting_since: float | None = None  # for what a source holds and does not give
         self.ready = False
@@ -177,6 +180,7 @@ class IntakePart:
             self.ready = True
             while not self._stopping:
                 _raise_failed(pumps)
+                await self._count_again()
                 horizon = await self._horizon(intake)
                 if horizon is not None:
                     await self._go_to(horizon, intake, sink, pumps)
@@ -184,12 +188,12 @@ class IntakePart:
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Intake:
         """Stand where the committed offsets say, with the last tick and each source's newest time from their metadata."""
         streams = self._pipeline.streams
-        counts = await describe(self._settings.kafka, [*(stream.topic for stream in streams), self._topics.events.name])
+        self._partitions, self._counted_at = await self._count_partitions(), self._clock.monotonic_s()
         marks = await committed_metadata(self._settings.kafka, self._group)
-        missing = [stream.topic for stream in streams if not counts.partitions.get(stream.topic)]
+        missing = [stream.topic for stream in streams if not self._partitions.get(stream.topic)]
         if missing:
             raise Recoverable(f"the upstream topics {', '.join(missing)} do not exist yet")
-        origins = [(stream.number, partition) for stream in streams for partition in range(counts.partitions[stream.topic])]
+        origins = [(stream.number, partition) for stream in streams for partition in range(self._partitions[stream.topic])]
         ticks, newest = [], {}
         for origin in origins:
             topic = streams[origin[0]].topic
@@ -208,11 +212,35 @@ class IntakePart:
             source.seek(upstream.position)
             if metadata:
                 told = json.loads(metadata)
+                self._refuse_other_placement(told.get("partitions"))
                 ticks.append(told["tick"])
                 newest[origin] = told["newest"]
             self._upstreams[origin] = upstream
         await self._follow(stack)
-        return Intake(self._pipeline, counts.partitions[self._topics.events.name], origins, max(ticks, default=None), newest)
+        return Intake(self._pipeline, self._partitions[self._topics.events.name], origins, max(ticks, default=None), newest)
+
+    async def _count_partitions(self) -> Mapping[str, int]:
+        topics = [*(stream.topic for stream in self._pipeline.streams), self._topics.events.name]
+        return (await describe(self._settings.kafka, topics)).partitions
+
+    async def _count_again(self) -> None:
+        """Raises Recoverable when a topic has other partitions by now: the next session reads all of them."""
+        now = self._clock.monotonic_s()
+        if now - self._counted_at > COUNT_EVERY_S:
+            self._counted_at = now
+            found = await self._count_partitions()
+            changed = [topic for topic, count in found.items() if count != self._partitions[topic]]
+            if changed:
+                raise Recoverable(f"{', '.join(changed)} has other partitions than before")
+
+    def _refuse_other_placement(self, before: int | None) -> None:
+        """Raises Fatal when keys would from now on be placed elsewhere than those on the log."""
+        events = self._topics.events.name
+        if before not in (None, self._partitions[events]):
+            raise Fatal(
+                f"{events} has {self._partitions[events]} partitions, but its keys are placed among {before}: a key would be in two of "
+                f"them. The number cannot be changed in place: start the pipeline under a new name, with as many as it needs"
+            )
 
     async def _follow(self, stack: contextlib.AsyncExitStack) -> None:
         """In a replay follow the clock; live follow the deployments, of which the newest is in force."""
@@ -335,7 +363,8 @@ class IntakePart:
         if intake.tick is None:
             return
         standing = {origin: intake.standing(origin, upstream.position) for origin, upstream in self._upstreams.items()}
-        notes = {origin: json.dumps({"tick": intake.tick, "newest": newest}) for origin, (_, newest) in standing.items()}
+        same = {"tick": intake.tick, "partitions": self._partitions[self._topics.events.name]}
+        notes = {origin: json.dumps({**same, "newest": newest}) for origin, (_, newest) in standing.items()}
         await asyncio.gather(*(upstream.source.mark(standing[origin][0], notes[origin]) for origin, upstream in self._upstreams.items()))
 
     def _tally(self, taken: Mapping[Origin, int], late: int) -> None:

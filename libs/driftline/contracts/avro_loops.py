@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from driftline.compiled import numba
 from driftline.contracts.avro import BOOLEAN, BYTES, DOUBLE, FLOAT, INT, INT_MAX, LONG, NEVER, STRING, STRINGS
 from driftline.stream.batch import Ints
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
 
+from driftline.compiled import njit, types
 from driftline.errors import Invalid
 from driftline.stream.batch import Ints, Varlen
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
 
+from driftline.compiled import njit, types
 from driftline.stream.batch import Ints, Varlen
 
 Bytes = npt.NDArray[np.uint8]

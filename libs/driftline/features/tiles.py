@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
 
+from driftline.compiled import njit, types
 from driftline.stream.batch import Ints
 
 ROW_FORMAT = 1  # of the words below, as the store has them: raise it with every change of their layout

@@ -168,7 +168,8 @@ class Child:
                 pid, status, used = os.wait4(self.pid, os.WNOHANG)
                 if pid:
                     self._exit_code = os.waitstatus_to_exitcode(status)
-                    self._usage = Usage(used.ru_utime + used.ru_stime, self._usage.memory_peak_bytes)
+                    cpu_s = max(used.ru_utime + used.ru_stime, self._usage.cpu_s)  # a worker killed with its keeper was not waited for
+                    self._usage = Usage(cpu_s, self._usage.memory_peak_bytes)
                     _watcher.remove(self.pid)
             return self._exit_code
 
@@ -177,15 +178,27 @@ class Child:
             time.sleep(SAMPLE_S)
 
     def _measure(self) -> Usage:
-        """CPU with that of the children it waited for. Not `ru_maxrss`: that begins with the memory of the parent."""
+        """
+        CPU of the process, of those that it waited for and of those that run: a keeper and its worker. The memory is that of the
+        largest, for these two share most of it. Not `ru_maxrss`: that begins with the memory of the parent.
+        """
         try:
             process = psutil.Process(self.pid)
             times = process.cpu_times()
-            memory = _memory_peak(self.pid) if sys.platform == "linux" else process.memory_info().rss
+            waited_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            found = Usage(times.user + times.system + waited_s, max(self._usage.memory_peak_bytes, _memory(process)))
+            for running in process.children():
+                times = running.cpu_times()
+                found += Usage(times.user + times.system, _memory(running))
         except (psutil.Error, OSError):
             return self._usage
-        waited_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-        return Usage(times.user + times.system + waited_s, max(self._usage.memory_peak_bytes, memory))
+        return Usage(max(found.cpu_s, self._usage.cpu_s), found.memory_peak_bytes)
+
+
+def _memory(process: psutil.Process) -> int:
+    """The most memory that it held, where the system tells; else what it holds."""
+    resident: int = process.memory_info().rss
+    return _memory_peak(process.pid) if sys.platform == "linux" else resident
 
 
 def _memory_peak(pid: int) -> int:

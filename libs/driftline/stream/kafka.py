@@ -123,6 +123,12 @@ class Source:
             offset: int | None = await self._consumer.committed(self._at)
         return offset
 
+    async def note(self) -> str:
+        """What was noted beside the committed offset; empty where nothing was."""
+        async with _answering(self._where):
+            found = await self._consumer._coordinator.fetch_committed_offsets([self._at])
+        return found[self._at].metadata if self._at in found else ""
+
     def seek(self, offset: int) -> None:
         """Read from `offset` on."""
         self._consumer.seek(self._at, offset)

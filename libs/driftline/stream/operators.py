@@ -24,6 +24,7 @@ from driftline.stream.kafka import Cluster, LogReader, Sink, Source, describe
 from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
+from driftline.stream.turns import Turns
 from driftline.stream.worker import Operator, Worker
 
 
@@ -86,7 +87,16 @@ async def describe_pipeline(kafka: str, pipeline: Pipeline) -> Cluster:
 class Operators:
     """The workers of one operator, one for each partition that this process owns."""
 
-    def __init__(self, wiring: Wiring, settings: WorkerSettings, pipeline: Pipeline, registry: Registry, clock: Clock) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        settings: WorkerSettings,
+        pipeline: Pipeline,
+        registry: Registry,
+        clock: Clock,
+        turns: Turns | None = None,  # of the whole process, where it has several operators
+    ) -> None:
+        self._turns = turns or Turns()
         self._wiring = wiring
         self._settings = settings
         self._pipeline = pipeline
@@ -146,6 +156,7 @@ class Operators:
             before=wiring.before,
             observe=wiring.observe,
             records_max=settings.records_max,
+            turns=self._turns,
         )
 
     def stop(self) -> None:

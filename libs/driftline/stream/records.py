@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from driftline.compiled import numba
 from driftline.contracts.avro import Codec, explain, frame, unpack_strings
 from driftline.contracts.messages import schema as message_schema
 from driftline.contracts.topics import Topic

@@ -15,6 +15,11 @@ The laws that it keeps, and why they are enough:
 
 An operator without state has no ledger. It passes coordinates on, and its group's offset, committed after the acks, is enough:
 what it repeats is dropped downstream.
+
+A record that kills the process, before anything could be said about it, is found by counting: each attempt to go on from a place is
+noted where the place is (beside the ledger, or in the metadata of the committed offset) until there is progress. From the third on,
+batches are halved, and a partition that is that far works alone in its process, so that the count is of the record's own attempts and
+not of its neighbours'.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import bisect
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -37,9 +42,11 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, Sink, Source
 from driftline.stream.ledger import Entry, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
+from driftline.stream.turns import Turns
 
 ROWS_MAX = 1_000
 BYTES_MAX = 512 << 10
+ROW_BYTES_UNKNOWN = 4 << 10  # what a row may have, until the first commit has shown it
 TRIES_BEFORE_CAUTION = 2
 IDLE_CHECK_S = 1.0
 SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
@@ -67,6 +74,7 @@ class Operator:
     before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
     observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
+    turns: Turns = field(default_factory=Turns)  # of all the partitions of the process
 
 
 class Worker:
@@ -149,6 +157,25 @@ class Worker:
         self._stopping.set()
 
 
+class _Notes:
+    """The tries of an operator without a ledger: the metadata of its committed offset, which the next offset wipes out."""
+
+    def __init__(self, source: Source, position: Callable[[], int]) -> None:
+        self._source = source
+        self._position = position
+
+    async def tries(self) -> int:
+        return int(await self._source.note() or "0")
+
+    async def count_try(self) -> int:
+        count = await self.tries() + 1
+        await self._source.mark(self._position(), str(count))
+        return count
+
+    async def clear_tries(self) -> None:
+        await self._source.mark(self._position())
+
+
 class _Session:
     """One partition from one acquisition to the next failure. All that must not survive a failure lives here."""
 
@@ -160,10 +187,12 @@ class _Session:
         self._source = operator.source(partition)
         self._sink = operator.sink(partition)
         self._ledger = operator.ledger(partition) if operator.ledger else None
+        self._attempts = self._ledger or _Notes(self._source, lambda: self.position)
+        self._my_turn = False
         self._seen: Mapping[Lane, Coordinate] = {}
         self._records_max = operator.records_max
         self._tries = 0
-        self._row_bytes = 0.0  # of a row, in the commits so far
+        self._row_bytes: float = ROW_BYTES_UNKNOWN  # of a row, in the last commit
         self._end = 0  # as last asked for
         self._idle_since = self._marked_at = self._heard_at = clock.monotonic_s()
         self._marked = -1
@@ -192,16 +221,15 @@ class _Session:
         """Find out where to go on, and refuse if this log, this state or this definition is another than was left here."""
         await self._source.start()
         await self._sink.start()
+        # In this order, because another process may still be at work here: what is asked for later is never behind what was told
+        # before. A ledger that is read after the log's end may be beyond it, and an offset is committed behind its ledger.
+        committed = await self._source.committed()
+        entry = await self._opened()
         start, end = await self._source.bounds()
         self._end = end
-        committed = await self._source.committed()
         if self._ledger is None:
             self.position = start if committed is None else committed
         else:
-            try:
-                entry = await self._ledger.open()
-            except Invalid as fault:
-                raise Fatal(self._worded(str(fault))) from fault
             if entry is None and committed is not None:
                 raise Fatal(self._worded("the store has no ledger, but the group has a committed offset: the state was lost"))
             if entry is not None:
@@ -212,9 +240,15 @@ class _Session:
                 self._marked = start  # an offset is committed only where there is a ledger, or the next start would miss it
         if not start <= self.position <= end:
             raise Fatal(self._worded(f"offset {self.position} is outside the log, which holds {start} to {end}"))
-        if self._ledger is not None and self.position < end:  # where nothing waits, nothing can have stopped the process
-            await self._take_care(self._ledger)
+        if self.position < end:  # where nothing waits, nothing can have stopped the process
+            await self._take_care()
         self._source.seek(self.position)
+
+    async def _opened(self) -> Entry | None:
+        try:
+            return await self._ledger.open() if self._ledger is not None else None
+        except Invalid as fault:
+            raise Fatal(self._worded(str(fault))) from fault
 
     async def _verify(self, entry: Entry, start: int, end: int) -> None:
         mine = self._entry(entry.next, entry.seen, entry.anchor)
@@ -246,17 +280,29 @@ class _Session:
             return f"{where}: {fault}. What is gone was never answered; to go on with what is there, reset the offset of the group {group}"
         return f"{where}: {fault}. Rebuild it from the log: driftline rebuild {self._operator.pipeline} --partition {self._partition}"
 
-    async def _take_care(self, ledger: Ledger) -> None:
+    async def _take_care(self) -> None:
         """After two tries without progress halve the batches, so that a record that kills the process is alone at last."""
-        self._tries = await ledger.count_try()
+        if await self._attempts.tries() >= TRIES_BEFORE_CAUTION:
+            await self._operator.turns.be_alone()
+            self._my_turn = True
+        self._tries = await self._attempts.count_try()
         halvings = max(0, self._tries - TRIES_BEFORE_CAUTION)
         self._records_max = max(1, self._operator.records_max >> min(halvings, 60))
 
     async def forgive(self) -> None:
         """A fault that the process lived to see is no crash: do not hold it against the next record."""
-        if self._ledger is not None and self._tries:
+        if self._tries:
             with contextlib.suppress(Recoverable):
-                await self._ledger.clear_tries()
+                await self._attempts.clear_tries()
+
+    def _turn(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """What may kill the process happens in here: alone, if it did before."""
+        return contextlib.nullcontext() if self._my_turn else self._operator.turns.among_others()
+
+    def _end_turn(self) -> None:
+        if self._my_turn:
+            self._my_turn = False
+            self._operator.turns.end()
 
     def _is_poison(self) -> bool:
         """A single record that stopped the process before, and did so alone."""
@@ -272,14 +318,16 @@ class _Session:
         if self._is_poison():
             await self._give_up(polled)
             return True
-        with self._timed("decode"):
-            batch, refused = self._operator.decoder.decode(self._partition, polled)
+        async with self._turn():
+            with self._timed("decode"):
+                batch, refused = self._operator.decoder.decode(self._partition, polled)
         if self._operator.before is not None:
             await self._operator.before(batch)
         while True:
-            part = self._cut(batch)
-            mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
-            await self._apply(part, mine, polled)
+            async with self._turn():
+                part = self._cut(batch)
+                mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
+                await self._apply(part, mine, polled)
             if part.next_offset == batch.next_offset:
                 self._records_max = min(2 * self._records_max, self._operator.records_max)
                 return True
@@ -289,7 +337,7 @@ class _Session:
         """As much of `batch` as one commit may carry."""
         if self._ledger is None:
             return batch
-        rows = min(ROWS_MAX, BYTES_MAX / self._row_bytes) if self._row_bytes else ROWS_MAX
+        rows = min(ROWS_MAX, BYTES_MAX / self._row_bytes)
         while len(batch) > 1 and self._core.touches(batch) > rows:
             batch = batch.head(len(batch) // 2)
         return batch
@@ -342,9 +390,8 @@ class _Session:
         await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
 
     async def _progress(self) -> None:
-        if self._ledger is not None and self._tries:
-            await self._ledger.clear_tries()
-            self._tries = 0
+        self._tries = 0  # in the store the commit has cleared them, or the offset that is marked next does
+        self._end_turn()
         if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
             await self.mark()
 
@@ -392,6 +439,7 @@ class _Session:
 
     async def close(self) -> None:
         """Let go of everything; what was not acked is forgotten."""
+        self._end_turn()
         for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
             try:
                 await asyncio.wait_for(part, 5)

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import ClockRecord, Deployment, End, Source, Writer, as_messages
@@ -447,3 +447,41 @@ async def test_a_drain_leaves_the_offsets_where_the_log_is(upstream: Upstream):
     await reader.read_to()
     await reader.stop()
     assert reader.copies == 0
+
+
+async def grow(upstream: Upstream, topic: str, partitions: int) -> None:
+    """Give a topic more partitions."""
+    async with admin(upstream.kafka) as broker:
+        await broker.create_partitions({topic: NewPartitions(partitions)})
+
+
+async def test_partitions_that_an_upstream_topic_is_given_are_read_without_a_restart(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    Whoever grows a topic tells nobody.
+    """
+    monkeypatch.setattr(app, "COUNT_EVERY_S", 0.5)
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+        await grow(upstream, upstream.payments, 3)
+        await asyncio.sleep(1.0)
+        await upstream.put(upstream.payments, 2, payment(1, now_ms()))
+        await until(lambda: has(upstream, {"p0", "p1"}))
+
+
+async def test_a_log_that_was_given_partitions_is_refused(upstream: Upstream):
+    """
+    The same key would be in two partitions: what is folded for it would be half of the truth.
+    """
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+        await until(lambda: committed(upstream, upstream.payments))
+    await grow(upstream, upstream.topics.events.name, PARTITIONS + 1)
+    with pytest.raises(Fatal, match=f"has {PARTITIONS + 1} partitions, but its keys are placed among {PARTITIONS}"):
+        await asyncio.wait_for(upstream.intake().run(), 30)
+
+
+async def committed(upstream: Upstream, topic: str) -> bool:
+    """True when the group has committed an offset on `topic`."""
+    return any(name == topic for name, _ in await client.committed_metadata(upstream.kafka, f"{upstream.name}-intake"))

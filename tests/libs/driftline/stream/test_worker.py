@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -30,6 +30,7 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
 from driftline.stream.ledger import DECODE, ENCODE, Entry, MemoryLedger, MemoryStore
 from driftline.stream.records import Decoder, Encoder
+from driftline.stream.turns import Turns
 from driftline.stream.worker import Operator, Worker
 
 NAMES = ["ewr", "jfk", "lga"]
@@ -517,6 +518,76 @@ async def test_a_record_that_stops_the_process_time_and_again_is_set_aside(bench
     assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
 
 
+class PassesButSeven(Passing):
+    """The same without state."""
+
+    def step(self, batch: Batch) -> Effects:
+        if b"7" in batch.tables["event"]["id"].tolist():
+            raise ZeroDivisionError
+        return super().step(batch)
+
+
+async def test_without_a_ledger_such_a_record_is_set_aside_too(bench: Bench):
+    """
+    Its tries are noted beside the committed offset, which is all that such an operator has.
+    """
+    bench.records_max = 8
+    await bench.publish(20)
+    for _ in range(40):
+        worker = await bench.worker()
+        object.__setattr__(worker._operator, "ledger", None)
+        object.__setattr__(worker._operator, "core", lambda _: PassesButSeven())
+        task = asyncio.create_task(worker.run())
+        while worker._position < 20 and not task.done():
+            await asyncio.sleep(0.02)
+        worker.stop()
+        if (await asyncio.gather(task, return_exceptions=True))[0] is None:
+            break
+    found, _ = await bench.outcomes()
+    assert [str(n) for n in range(20) if n != 7] == [name for name, _ in found]
+    assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
+
+
+class IsSlow(Sink):
+    """Is still sending when the process dies of what another partition does."""
+
+    async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
+        if partition == 1:
+            await asyncio.sleep(0.3)
+        return await super().send(messages, partition, now_ms)
+
+
+async def test_a_record_is_not_blamed_for_what_its_neighbours_in_the_process_do(kafka: str, monkeypatch: pytest.MonkeyPatch):
+    """
+    Partition 0 kills the process each time before partition 1 is done. Only the record that kills is set aside.
+    """
+
+    async def dead(_: object) -> None:
+        """Whoever is killed forgives nobody."""
+
+    monkeypatch.setattr(worker_module._Session, "forgive", dead)
+    bench = Bench(kafka, records_max=4, sink_kind=IsSlow)
+    await ensure_topics(kafka, bench.topics, 2)
+    await bench.publish(12)
+    await bench.publish(5, first=12, partition=1)
+    for _ in range(40):
+        turns = Turns()
+        workers = [await bench.worker(partition) for partition in (0, 1)]
+        for worker in workers:
+            object.__setattr__(worker._operator, "turns", turns)
+            object.__setattr__(worker._operator, "core", lambda _: StopsAtNumber())
+        tasks = [asyncio.create_task(worker.run()) for worker in workers]
+        while not any(task.done() for task in tasks) and [worker._position for worker in workers] != [12, 5]:
+            await asyncio.sleep(0.02)
+        finished = not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if finished:
+            break
+    assert [(offset, reason) for _, offset, reason, _ in await dead_letters(bench)] == [(7, "poison")]
+
+
 async def test_a_partition_on_which_nothing_waits_may_be_started_again_and_again(bench: Bench):
     """
     Only what waits can have stopped the process: the first record that comes is no poison, and what is new is not taken for lost.
@@ -533,6 +604,41 @@ async def test_a_partition_on_which_nothing_waits_may_be_started_again_and_again
     await bench.publish(3)
     await bench.run_until(3)
     assert (expected(3), 0) == await bench.outcomes()
+
+
+class IsOvertaken(MemoryLedger):
+    """Before it is read for the first time, something happens."""
+
+    before: ClassVar[list[Callable[[], Awaitable[object]]]] = []
+
+    async def open(self) -> Entry | None:
+        while IsOvertaken.before:
+            await IsOvertaken.before.pop()()
+        return await super().open()
+
+
+async def test_a_partition_that_moves_on_while_it_is_acquired_is_not_taken_for_another_log(bench: Bench):
+    """
+    A process that starts while the one before it is still at work finds the ledger further on than the log's end was a moment ago.
+    """
+    await bench.publish(20)
+    await bench.run_until(20)
+
+    async def overtake() -> None:
+        bench.ledger_kind = MemoryLedger
+        await bench.publish(20, first=20)
+        await bench.run_until(40)
+
+    IsOvertaken.before = [overtake]
+    bench.ledger_kind = IsOvertaken
+    worker = await bench.worker()
+    task = asyncio.create_task(worker.run())
+    while not worker.ready and not task.done():
+        await asyncio.sleep(0.01)
+    worker.stop()
+    await task
+    assert worker.refused == ""
+    assert (expected(40), 0) == await bench.outcomes()
 
 
 class Hangs(Sink):
