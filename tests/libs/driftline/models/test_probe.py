@@ -126,7 +126,7 @@ def test_a_child_that_stands_still_is_ended_by_the_clock(probe: Probe, monkeypat
 
 def test_the_child_has_limits_and_knows_no_secret(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    It opens no file, writes none, starts nothing, dumps nothing, has no endless memory, and an environment of four names.
+    It opens no file, writes none, starts nothing, dumps nothing, has no endless memory, and an environment of five names.
     """
     monkeypatch.setenv("DRIFTLINE_MODEL_PRIVATE_KEY", "secret")
     probe.try_out(trial(graph()))
