@@ -98,10 +98,15 @@ class Inference:
         fallback score, flagged. Raises Invalid, and adds nothing, when a model reads other features than this pipeline makes.
         """
         for digest in deployment.digests:
-            if digest in models and tuple(models[digest].manifest.names) != tuple(self._layout.names):
-                raise Invalid(f"model {digest[:12]} of deployment {deployment.version} reads other features than {self._layout.version}")
+            if digest in models:
+                self.refuse_unfit(models[digest], f"model {digest[:12]} of deployment {deployment.version}")
         self._models.update(models)
         self._deployments.setdefault(deployment.version, deployment)
+
+    def refuse_unfit(self, model: Model, what: str) -> None:
+        """Raises Invalid when `model`, named by `what`, reads other features than this pipeline makes."""
+        if tuple(model.manifest.names) != tuple(self._layout.names):
+            raise Invalid(f"{what} reads other features than {self._layout.version}")
 
     def missing(self, batch: Batch) -> set[int]:
         """The versions that rows of `batch` name and that were not added yet; `step` must wait for them."""

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 from driftline.declaration import LightGBM, Logistic, Recipe
 from driftline.errors import Invalid
+from driftline.models import runtime
 from driftline.models.onnx import INPUT, Session
 from driftline.models.reference import medians
 
@@ -87,12 +88,7 @@ def parity(fitted: Fitted, session: Session, matrix: Matrix) -> float:
 
 def invariant(session: Session, matrix: Matrix) -> bool:
     """Whether each row's score has the same bytes in one batch, alone, and in batches of several sizes."""
-    whole = session.score(matrix)
-    for rows in PROOF_CHUNKS:
-        parts = [session.score(matrix[at : at + rows]) for at in range(0, len(matrix), rows)]
-        if np.concatenate([whole[:0], *parts]).tobytes() != whole.tobytes():
-            return False
-    return True
+    return runtime.invariant(session, matrix, PROOF_CHUNKS)
 
 
 class FittedTrees:

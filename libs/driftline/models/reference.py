@@ -10,6 +10,8 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from driftline.errors import Invalid
+
 FEATURE_BINS = 10
 SCORE_BINS = 20
 
@@ -66,6 +68,17 @@ def make_reference(names: Sequence[str], matrix: npt.NDArray[np.float32], scores
 def _bounds(values: npt.NDArray[np.float32]) -> tuple[float, float]:
     present = values[~np.isnan(values)]
     return (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
+
+
+def refuse_misfit(reference: Reference, names: Sequence[str]) -> None:
+    """Raises Invalid when `reference` is not about just these features, or its bins are none."""
+    tables: tuple[Mapping[str, object], ...] = (reference["edges"], reference["counts"], reference["lowest"], reference["highest"])
+    if any(set(table) != set(names) for table in tables):
+        raise Invalid("the reference of the manifest is about other features than the manifest names")
+    histograms = [(reference["edges"][name], reference["counts"][name]) for name in names]
+    for edges, counts in [*histograms, (reference["score_edges"], reference["score_counts"])]:
+        if sorted(set(edges)) != edges or len(counts) != len(edges) + 2 or min(counts) < 0:
+            raise Invalid("the reference of the manifest has edges out of order, or counts that do not fit them")
 
 
 def medians(names: Sequence[str], matrix: npt.NDArray[np.float32]) -> Mapping[str, float | None]:

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from driftline.errors import Invalid
 from driftline.models.onnx import GRAPH_BYTES_MAX, Session, check_graph, cost
+from driftline.models.runtime import ROWS_MAX
 
 
 def graph(nodes=None, constants=(), inputs=None, outputs=None, domains=("", "ai.onnx.ml")):
@@ -140,6 +141,19 @@ def test_what_is_no_number_is_nan():
     assert np.isnan(scores[1:]).all()
 
 
+def test_no_more_rows_are_scored_at_once_than_the_probe_tried(monkeypatch):
+    """
+    What a graph takes for a row was seen for so many rows, so more come in parts, with the same scores.
+    """
+    sizes = []
+    scored = Session._scored
+    monkeypatch.setattr(Session, "_scored", lambda self, matrix: sizes.append(len(matrix)) or scored(self, matrix))
+    session = Session(encoded(graph()))
+    matrix = np.linspace(-3, 3, 2 * 10_000, dtype=np.float32).reshape(-1, 2)
+    assert len(session.score(matrix)) == 10_000
+    assert sizes == [ROWS_MAX, ROWS_MAX, 10_000 - 2 * ROWS_MAX]
+
+
 def test_no_rows_have_no_scores():
     """
     An empty part of a batch does not reach the runtime.
@@ -160,7 +174,7 @@ def test_a_graph_that_the_runtime_cannot_load_is_invalid():
     An allowed operator with the wrong inputs is the graph's fault, not ours.
     """
     with pytest.raises(Invalid, match="runtime refuses"):
-        Session(encoded(graph([helper.make_node("Sigmoid", ["nowhere"], ["y"])])))
+        Session(encoded(graph([helper.make_node("Sigmoid", ["rows", "first"], ["y"])])))
 
 
 def test_the_cost_of_a_graph_is_how_many_numbers_it_holds():

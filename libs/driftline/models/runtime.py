@@ -1,0 +1,69 @@
+"""
+ONNX Runtime as driftline uses it: one thread, and single rows padded to two, because other settings change bytes with the size
+of the batch.
+
+Nothing is checked here: `models.onnx.Session` does that first, and in the probe's process somebody did it before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from driftline.errors import Invalid
+
+Scores = npt.NDArray[np.float32]
+
+INPUT = "rows"
+ROWS_MIN = 2
+ROWS_MAX = 4096  # scored at once: what a graph needs for so many is what the probe saw it need
+
+
+class Loaded:
+    """A graph that somebody has checked, loaded. Raises Invalid when the runtime refuses it."""
+
+    def __init__(self, graph: bytes, features: int) -> None:
+        self.features = features
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 4  # what is wrong is raised; nothing is printed beside it
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises a dozen types that share no base but this
+            raise Invalid(f"the runtime refuses the graph: {type(error).__name__}") from error
+        self._output = self._session.get_outputs()[0].name
+
+    def score(self, matrix: npt.NDArray[np.float32]) -> Scores:
+        """
+        One probability a row of `matrix`, float32 (n, F); NaN where the graph gave NaN or infinity. A row's score does not
+        depend on the rows beside it. Raises Invalid when the width is not the graph's, or when the graph fails to run.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != self.features:  # a matrix
+            raise Invalid(f"the model takes {self.features} features, the matrix has the shape {matrix.shape}")
+        parts = [self._scored(matrix[at : at + ROWS_MAX]) for at in range(0, len(matrix), ROWS_MAX)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def _scored(self, matrix: npt.NDArray[np.float32]) -> Scores:
+        n = len(matrix)
+        padded = matrix if n >= ROWS_MIN else np.repeat(matrix, ROWS_MIN, axis=0)
+        try:
+            out = self._session.run([self._output], {INPUT: np.ascontiguousarray(padded, np.float32)})[0]
+        except Exception as error:  # as above
+            raise Invalid(f"the graph failed to run: {type(error).__name__}") from error
+        if out.size != len(padded):
+            raise Invalid(f"the graph gave {out.size} numbers for {len(padded)} rows")
+        scores = np.asarray(out, np.float32).reshape(-1)[:n]
+        return np.where(np.isfinite(scores), scores, np.float32(np.nan))
+
+
+def invariant(loaded: Loaded, matrix: npt.NDArray[np.float32], chunks: tuple[int, ...]) -> bool:
+    """Whether each row's score has the same bytes in one batch and in batches of each of these sizes."""
+    whole = loaded.score(matrix)
+    for rows in chunks:
+        parts = [loaded.score(matrix[at : at + rows]) for at in range(0, len(matrix), rows)]
+        if np.concatenate([whole[:0], *parts]).tobytes() != whole.tobytes():
+            return False
+    return True
