@@ -26,11 +26,13 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from driftline.clock import Clock
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
-from driftline.stream.batch import Batch, Core, Effects, Refused
+from driftline.stream.batch import Batch, Core, Effects, Refused, Sifting
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, Sink, Source
 from driftline.stream.ledger import Entry, Ledger
@@ -269,6 +271,9 @@ class _Session:
             return True
         with self._timed("decode"):
             batch, refused = self._operator.decoder.decode(self._partition, polled)
+            if isinstance(self._core, Sifting) and (unfit := self._core.unfit(batch)):
+                refused = sorted([*refused, *unfit], key=lambda one: one.offset)
+                batch = batch.without(np.array([one.offset for one in unfit], np.int64))
         if self._operator.before is not None:
             await self._operator.before(batch)
         while True:
@@ -295,6 +300,8 @@ class _Session:
             await self._load(fresh)
         with self._timed("step"):
             effects = self._core.step(fresh) if len(fresh) else Effects()
+        if effects.refused and self._ledger is not None:  # what was refused has not taken its coordinate
+            seen = drop_seen(batch.without(np.array([one.offset for one in effects.refused], np.int64)), self._seen)[1]
         refused = [*undecoded, *effects.refused]
         letters = self._operator.dead_letters.of(self._operator.topic, self._partition, polled, refused)
         now_ms = self._clock.now_ms()
