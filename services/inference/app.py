@@ -19,6 +19,9 @@ from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, Model, load_public_key
 from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Batch, Effects
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.kafka import Publisher
+from driftline.stream.letterbox import Letterbox
 from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
@@ -59,12 +62,18 @@ def build(settings: Settings, clock: Clock) -> Process:
         models = {}
         for digest in deployment.digests:
             try:
-                models[digest] = bundles.model(digest)
+                model = bundles.model(digest)
+                if tuple(model.manifest.names) != tuple(pipeline.layout.names):
+                    raise Invalid(f"it reads other features than {pipeline.layout.version}")
+                models[digest] = model
             except Invalid as error:
                 log.error("model refused", digest=digest, because=str(error))
         return models
 
-    deployments = Follower(settings.kafka, topics.deployments, registry, add)
+    letters = DeadLetters(pipeline.name, "inference", Source.DEPLOYMENTS, settings.dead_letters_max)
+    publisher = Publisher(settings.kafka, topics, registry, Writer.INFERENCE, clock, client=f"{pipeline.name}-inference-letters")
+    letterbox = Letterbox(letters, publisher, topics.deployments, settings.kafka, topics, clock)
+    deployments = Follower(settings.kafka, topics.deployments, registry, add, letterbox.put)
 
     async def known(batch: Batch) -> None:
         missing = inference.missing(batch)
