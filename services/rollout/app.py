@@ -96,6 +96,7 @@ class Folding:
         if len(fresh) and decision is None:
             refused = [Refused(polled.offsets[0], "contract", "what it says cannot be applied: its body is of another shape")]
         if refused:
+            seen = entry.seen  # what was refused has not taken its coordinate
             decision = unmoved(plan, entry.state, f"the record could not be read: {refused[0].reason}")
         elif decision is None:
             decision = unmoved(plan, entry.state, "a copy of a record that was answered before")

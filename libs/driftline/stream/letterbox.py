@@ -53,8 +53,5 @@ class Letterbox:
             self._letters.begin(await letters_lately(self._kafka, self._topics, self._clock))
             self._begun = True
         await self._publisher.send(*self._letters.of(self._topic.name, partition, polled, refused))
+        await self._publisher.stop()  # there is seldom one, and no connection is kept for it
         self._letters.sent(self._topic.name, refused)
-
-    async def stop(self) -> None:
-        """Disconnect."""
-        await self._publisher.stop()

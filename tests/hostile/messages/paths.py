@@ -141,7 +141,6 @@ class Staged:
         self._polls += 1
         _, letters = await self._x.feed(polled)
         refused = {offset: reason for offset, reason in letters.items() if offset in mutants}
-        self._harmed = letters.keys() - mutants
         before, last = self._before = dict(self._g.state), self._last
         alone = await self._g.feed(_without(polled, mutants))
         assert not alone[1], f"{self.name}: good records alone were refused"
