@@ -1,6 +1,9 @@
 # Needs Python 3.11 to 3.13 and a shell. Every target sets up .venv first; the second time that touches no network.
 # PYTHON=/path/to/python3.12 chooses the Python; ARGS=... goes on to the command.
-.PHONY: demo test check mutants hostile-models pin setup help
+COUNT ?= 1000000
+SEED ?= 7
+WORKERS ?= 2
+.PHONY: demo test check mutants hostile-models hostile-messages pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -21,6 +24,9 @@ mutants: setup  ## each law of docs/laws.md broken on purpose in a copy of the t
 hostile-models: setup  ## docs/hostile-models.md: every hostile model of the tests, who refuses it, and in which words
 	$(BIN)/python tests/hostile/models/zoo.py
 
+hostile-messages: setup  ## a million mutated messages through every consumed topic, and docs/hostile-input.md (COUNT=n SEED=n WORKERS=n)
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/hostile/messages/harness.py --count $(COUNT) --seed $(SEED) --workers $(WORKERS) --page docs/hostile-input.md
+
 pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in
 
@@ -28,4 +34,4 @@ setup:  ## .venv, packages, the broker's jars; nothing when they are there
 	@sh libs/driftline/local/setup.sh
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target words; do printf 'make %-14s %s\n' "$$target" "$$words"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target words; do printf 'make %-16s %s\n' "$$target" "$$words"; done

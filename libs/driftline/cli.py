@@ -40,9 +40,7 @@ app = typer.Typer(
 models_app = typer.Typer(
     help="Releases and rollouts: look, approve, promote, roll back, pause.", no_args_is_help=True, rich_markup_mode=None
 )
-letters_app = typer.Typer(help="What was refused: count it, look at it, send it again.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
-app.add_typer(letters_app, name="dead-letters")
 
 Name = Annotated[
     str | None, typer.Argument(metavar="[PIPELINE]", help="Folder in pipelines/; may be left out when there is one.", show_default=False)
@@ -52,7 +50,6 @@ Chosen = Annotated[
 ]
 Because = Annotated[str, typer.Option("--because", help="Why; published with the command.")]
 Wait = Annotated[float, typer.Option("--wait-s", help="How long to wait for the answer.")]
-Reason = Annotated[str, typer.Option("--reason", help="Only records refused for this reason.")]
 
 
 @app.command()
@@ -258,35 +255,58 @@ def reproduce(digest: Annotated[str, typer.Argument(help="Digest of a released m
     raise typer.Exit(0 if again == release.digest else 1)
 
 
-@letters_app.command("list")
-def letters_list(name: Name = None, reason: Reason = "") -> None:
-    """How many records were refused, by topic and reason."""
+@app.command("dead-letters")
+def dead_letters(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[PIPELINE] [list|show|replay] [TOPIC[P]@OFFSET]", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Only records refused for this reason.")] = "",
+    topic: Annotated[str, typer.Option("--topic", help="Only records of this topic.")] = "",
+    since: Annotated[str, typer.Option("--since", help="Only records written since: 90m, 12h, 7d ago, or a date.")] = "",
+    newest: Annotated[int, typer.Option(help="How many show lists.")] = 20,
+    payload: Annotated[bool, typer.Option("--payload", help="show: what the records hold, too. It may be personal.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="replay: only say what would be sent.")] = False,
+    wait_s: Annotated[float, typer.Option("--wait-s", help="replay: how long to wait until intake has read them.")] = 30.0,
+) -> None:
+    """What was refused: list it by reason, show it, replay it to its topics. replay: exit 0 when all is accepted now."""
+    from driftline.clock import SystemClock
+    from driftline.operate import dead_letters as work
 
-    from driftline.operate.dead_letters import print_reasons, read_letters
+    clock, (name, action, place) = SystemClock(), _letter_words(words or [])
+    wanted = work.Wanted(reason, topic, work.since_ms(since, clock.now_ms()) if since else 0, place)
+    letters = _ask(name, lambda addresses, declared: work.read_letters(addresses, declared, wanted))
+    if place and not letters:
+        raise Invalid(f"there is no dead letter of {place}")
+    if action == "list":
+        work.print_reasons(letters, _console())
+    elif place and action == "show":
+        work.print_letter(letters[0], _console(), payload=payload, pii_key=work.pii_key())
+    elif action == "show":
+        work.print_letters(letters[-newest:], _console(), payload=payload, pii_key=work.pii_key())
+    elif dry_run:
+        some = len(work.replayable(_declared(name), letters))
+        typer.echo(f"{some} of {len(letters)} would be sent again; the others are of our own topics or not kept whole")
+    else:
+        found = _ask(name, lambda addresses, declared: work.replay(addresses, declared, letters, work.pii_key(), clock, wait_s))
+        typer.echo(f"{found.accepted} of {found.sent} accepted now")
+        for many, words_ in (
+            (len(found.refused), "refused again: driftline dead-letters list"),
+            (found.unread, f"not read by intake within {wait_s:g} s: is it running?"),
+            (found.kept_back, "not sent: of our own topics, or not kept whole"),
+        ):
+            if many:
+                typer.echo(f"{many} {words_}")
+        raise typer.Exit(0 if found.accepted == found.sent else 1)
 
-    print_reasons(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason)), _console())
 
-
-@letters_app.command("show")
-def letters_show(name: Name = None, reason: Reason = "", newest: Annotated[int, typer.Option(help="How many.")] = 20) -> None:
-    """The newest refused records, one a line, without what they hold."""
-
-    from driftline.operate.dead_letters import print_letters, read_letters
-
-    print_letters(_ask(name, lambda addresses, declared: read_letters(addresses, declared, reason))[-newest:], _console())
-
-
-@letters_app.command("replay")
-def letters_replay(name: Name = None, reason: Reason = "") -> None:
-    """Send refused upstream records to their topics again, as they came."""
-    from driftline.operate.dead_letters import pii_key, read_letters, replay
-
-    async def again(addresses: Addresses, declared: Pipeline) -> tuple[int, int]:
-        letters = await read_letters(addresses, declared, reason)
-        return await replay(addresses, declared, letters, pii_key()), len(letters)
-
-    sent, of = _ask(name, again)
-    typer.echo(f"{sent} of {of} sent again. What is still wrong comes back: driftline dead-letters list")
+def _letter_words(words: list[str]) -> tuple[str | None, str, str]:
+    """Pipeline, action and place, in whichever order they were given."""
+    actions = [word for word in words if word in ("list", "show", "replay")]
+    places = [word for word in words if "@" in word]
+    names = [word for word in words if word not in actions and word not in places]
+    if max(map(len, (actions, places, names))) > 1:
+        raise Invalid(f"dead-letters {' '.join(words)}: give one pipeline, one of list, show and replay, and one place at most")
+    return next(iter(names), None), next(iter(actions), "show" if places else "list"), next(iter(places), "")
 
 
 @app.command()

@@ -5,7 +5,7 @@ merges them into one report a window, and sends the automatic retrain commands.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from driftline.stream.turns import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
+REFERENCES_MAX = 1_000  # a reference is of one model; digests that nobody signed are remembered too
+
 
 class Settings(WorkerSettings, frozen=True, kw_only=True):
     """Read once from DRIFTLINE_<NAME>; a field without a default must be set."""
@@ -42,7 +44,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
     topics = Topics.of(pipeline)
     bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)))
 
-    @cache
+    @lru_cache(maxsize=REFERENCES_MAX)
     def reference(digest: str) -> Reference:  # by content, so the cores stay functions of their log
         try:
             manifest = bundles.get(digest).manifest

@@ -162,7 +162,10 @@ class ExamplesDrift:
         ]
         found: dict[str, dict[str, SliceQuality]] = {}
         for value, counted_here in zip(distinct, counts, strict=True):
-            for field, text in zip(self._slices, unpack_strings(value), strict=True):
+            texts = unpack_strings(value)
+            if len(texts) != len(self._slices):
+                continue  # of another definition of the pipeline: it counts in the whole alone
+            for field, text in zip(self._slices, texts, strict=True):
                 values = found.setdefault(field, {})
                 name = text if _has_room(text, values, known.get(field, {})) else OTHER
                 values[name] = values[name] + counted_here if name in values else counted_here

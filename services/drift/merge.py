@@ -22,6 +22,7 @@ from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Effects, Messages, Refused, Table
 
 from . import answers, examples
+from .check import check_answers, check_examples, check_numbers
 from .report import beyond, inputs_of, missing_without_model, models_of, newest_champion, quality_of, rounded, scores_of, standardised
 from .triggers import ROWS_MIN, Champion, Retraining, new_champion, trigger_of
 from .windows import Memory, State
@@ -40,6 +41,10 @@ class MergeMemory(Memory):
     retraining: Retraining = msgspec.field(default_factory=Retraining)
     beyond: dict[str, list[bool]] = msgspec.field(default_factory=dict)  # by subject, its last windows
     recent: list[Inputs] = msgspec.field(default_factory=list)  # the champion's rows of the last windows
+
+
+class Overdue(Exception):
+    """What was to be added is closed."""
 
 
 class Merge:
@@ -62,6 +67,20 @@ class Merge:
         """How many windows wait for a partition."""
         return self._state.windows_open
 
+    def unfit(self, batch: Batch) -> Sequence[Refused]:
+        found = ((offset, self._fault(table)) for offset, table in _one_by_one(batch) if table.message == "summary")
+        return [Refused(offset, *fault) for offset, fault in found if fault]
+
+    def _fault(self, table: Table) -> tuple[str, str] | None:
+        """Reason and words for a summary that is none."""
+        try:
+            self._read(table)
+        except (msgspec.DecodeError, KeyError, RecursionError) as error:
+            return "undecodable", f"a summary: {error}"
+        except (ValueError, TypeError) as error:
+            return "contract", f"a summary: {error}"
+        return None
+
     def needs(self, batch: Batch) -> Sequence[bytes]:
         return sorted(self._state.missing)
 
@@ -79,10 +98,16 @@ class Merge:
                 ended: Trained = facts(table)[0]
                 self._state.memory.retraining.take(ended.id, ended.outcome, ended.time, ended.rows)
                 continue
+            if fault := self._fault(table):
+                refused.append(Refused(offset, *fault))
+                continue
             try:
                 self._add(table)
-            except (msgspec.DecodeError, msgspec.ValidationError, KeyError) as error:
-                refused.append(Refused(offset, "undecodable", f"a summary: {error}"))
+            except ValueError as error:  # it cannot be added to what the window has: texts or lengths differ
+                refused.append(Refused(offset, "contract", f"a summary: {error}"))
+                continue
+            except Overdue as error:
+                refused.append(Refused(offset, "late", str(error)))
                 continue
             messages += self._reports(offset)
         return Effects(self._state.changed(), messages, refused, {"applied": len(batch) - len(refused)})
@@ -90,11 +115,26 @@ class Merge:
     def _add(self, table: Table) -> None:
         memory = self._state.memory
         kind, start, partition = table["kind"][0].decode(), int(table["start"][0]), str(int(table["partition"][0]))
-        summary = msgspec.json.decode(table["body"][0], type=KINDS[kind])
+        summary = self._read(table)
+        if kind == answers.KIND and memory.next is not None and start < memory.next:
+            raise Overdue("its window is reported already")
         self._state.add(kind, start, summary)
         if kind == answers.KIND and memory.next is None:
             memory.began = min(start, start if memory.began is None else memory.began)
         memory.passed[kind][partition] = int(table["end"][0])
+
+    def _read(self, table: Table) -> AnswersSummary | ExamplesSummary:
+        """Raises ValueError when this is not what a partition counted in a window: it would stay, and stop the reports to come."""
+        start, end, partition = (int(table[name][0]) for name in ("start", "end", "partition"))
+        summary = msgspec.json.decode(table["body"][0], type=KINDS[table["kind"][0].decode()])
+        if partition >= self._partitions or start % self._state.window_ms or end != start + self._state.window_ms:
+            raise ValueError("it is of no partition or of no window of this pipeline")
+        check_numbers(msgspec.to_builtins(summary))
+        if isinstance(summary, ExamplesSummary):
+            check_examples(summary)
+        else:
+            check_answers(summary, self._references)
+        return summary
 
     def _reports(self, offset: int) -> Iterator[Messages]:
         """All reports that are complete now, each with its command, if it raises one."""

@@ -18,7 +18,7 @@ from driftline.features import tiles
 from driftline.features.entities import ABSENT, Entities
 from driftline.features.plan import Plan
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Table, Varlen
+from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen
 
 from .events import Decoder, Events
 
@@ -63,6 +63,13 @@ class Feature:
     def entities(self) -> int:
         """Entities in memory, memories of ids included."""
         return self._entities.count
+
+    def unfit(self, batch: Batch) -> Sequence[Refused]:
+        table = batch["event"]
+        if table is None:
+            return ()
+        self._polled = self._decoder.decode(table)
+        return [self._polled.refused[offset] for offset in sorted(self._polled.refused)]
 
     def needs(self, batch: Batch) -> Sequence[bytes]:
         if batch is not self._begun:

@@ -23,6 +23,9 @@ from driftline.models.bundle import BundleStore, Model, load_public_key
 from driftline.models.probe import Probe
 from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Batch, Effects
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.kafka import Publisher
+from driftline.stream.letterbox import Letterbox
 from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Part, Process
 
@@ -47,7 +50,10 @@ def build(settings: Settings, clock: Clock) -> Process:
     bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)), probe=probe)
     inference = Inference(pipeline)
     deployed = Deployed(pipeline.name, inference, bundles)
-    deployments = Follower(settings.kafka, topics.deployments, registry, deployed.take)
+    letters = DeadLetters(pipeline.name, "inference", Source.DEPLOYMENTS, settings.dead_letters_max)
+    publisher = Publisher(settings.kafka, topics, registry, Writer.INFERENCE, clock, client=f"{pipeline.name}-inference-letters")
+    letterbox = Letterbox(letters, publisher, topics.deployments, settings.kafka, topics, clock)
+    deployments = Follower(settings.kafka, topics.deployments, registry, deployed.take, letterbox.put)
 
     async def known(batch: Batch) -> None:
         if missing := inference.missing(batch):

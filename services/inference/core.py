@@ -8,7 +8,7 @@ nothing here knows what time it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from driftline.errors import Invalid
 from driftline.features.row import RowLayout
 from driftline.models.bundle import Manifest
 from driftline.pipeline import Pipeline, View
-from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Table, Varlen
+from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen
 
 Matrix = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -109,7 +109,7 @@ class Inference:
             raise Invalid(f"{what} reads other features than {self._layout.version}")
 
     def missing(self, batch: Batch) -> set[int]:
-        """The versions that rows of `batch` name and that were not added yet; `step` must wait for them."""
+        """The versions that rows of `batch` name and that were not added yet; `step` must wait for them, and refuses what names others."""
         rows = batch["row"]
         return set() if rows is None else set(np.unique(rows["deployment"]).tolist()) - self._deployments.keys()
 
@@ -124,13 +124,24 @@ class Inference:
 
     def step(self, batch: Batch) -> Effects:
         messages: list[Messages] = []
+        refused: list[Refused] = []
         rows, ticks = batch["row"], batch["tick"]
         if rows is not None:
+            if unknown := self.missing(batch):
+                rows, refused = self._known(rows, unknown)
             messages += self._answered(rows)
         if ticks is not None:
             passed = {name: ticks[name] for name in (*COORDINATE, "time", "deployment")}
             messages.append(Messages("journal", "tick", None, passed, ticks.offsets))
-        return Effects(messages=messages, counts={"applied": len(rows or ()), "tick": len(ticks or ())})
+        return Effects(messages=messages, refused=refused, counts={"applied": len(rows or ()), "tick": len(ticks or ())})
+
+    def _known(self, rows: Table, unknown: Collection[int]) -> tuple[Table, list[Refused]]:
+        """A deployment is on its topic before a tick can name it, so a row that names one which is not there was not made by feature."""
+        bad = np.isin(rows["deployment"], sorted(unknown))
+        named = zip(rows.offsets[bad].tolist(), rows["deployment"][bad].tolist(), strict=True)
+        return rows.take(~bad), [
+            Refused(offset, "contract", f"it names deployment {version}, which there is not") for offset, version in named
+        ]
 
     def _answered(self, rows: Table) -> list[Messages]:
         asked, served, shadows = self._asked(rows), Served.nothing(len(rows)), list[Messages]()

@@ -16,7 +16,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from driftline.clock import Clock
+from driftline.contracts.bounds import PARTITIONS_MAX
 from driftline.contracts.messages import ClockRecord, Writer, facts
+from driftline.contracts.messages import Source as ClockSource
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
@@ -25,7 +27,8 @@ from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Sink, Source, committed_metadata, describe
+from driftline.stream.kafka import LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe
+from driftline.stream.letterbox import Letterbox, letters_lately
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Encoder, Polled
 
@@ -132,7 +135,8 @@ class IntakePart:
         self._group = f"{pipeline.name}-intake"
         self._wake = asyncio.Event()
         self._stopping = False
-        self._parsers = [Parser(stream, registry, settings.pii_key.encode()) for stream in pipeline.streams]
+        names = {*pipeline.slices, *(field for view in pipeline.views for field in view.by)}
+        self._parsers = [Parser(stream, registry, settings.pii_key.encode(), names) for stream in pipeline.streams]
         self._upstreams: dict[Origin, Upstream] = {}
         self._horizons: LogReader | None = None
         self._clock_records: deque[Horizon] = deque()
@@ -174,6 +178,7 @@ class IntakePart:
             sink = Sink(self._settings.kafka, written, encoder, self._group)
             stack.push_async_callback(sink.stop)
             await sink.start()
+            self._letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
             intake = await self._connect(stack)
             pumps = [asyncio.create_task(upstream.pump()) for upstream in self._upstreams.values()]
             stack.push_async_callback(_cancel, pumps)
@@ -191,6 +196,8 @@ class IntakePart:
         self._partitions, self._counted_at = await self._count_partitions(), self._clock.monotonic_s()
         marks = await committed_metadata(self._settings.kafka, self._group)
         missing = [stream.topic for stream in streams if not self._partitions.get(stream.topic)]
+        if wide := [name for name, count in self._partitions.items() if count > PARTITIONS_MAX]:
+            raise Fatal(f"{', '.join(wide)}: more than {PARTITIONS_MAX} partitions, and each has a place in every ledger downstream")
         if missing:
             raise Recoverable(f"the upstream topics {', '.join(missing)} do not exist yet")
         origins = [(stream.number, partition) for stream in streams for partition in range(self._partitions[stream.topic])]
@@ -245,13 +252,25 @@ class IntakePart:
     async def _follow(self, stack: contextlib.AsyncExitStack) -> None:
         """In a replay follow the clock; live follow the deployments, of which the newest is in force."""
         topic: Topic = self._topics.clock if self._settings.replay else self._topics.deployments
-        reader = LogReader(self._settings.kafka, topic, self._registry, wait_ms=500)
+        reader = LogReader(
+            self._settings.kafka, topic, self._registry, wait_ms=500, set_aside=self._letterbox(stack), pipeline=self._pipeline
+        )
         stack.push_async_callback(reader.stop)
         await reader.start()
         self._clock_records.clear()
         self._horizons, self._deployments = (reader, None) if self._settings.replay else (None, reader)
         if not self._settings.replay:
             self._take_deployments((await reader.read_to()).values())
+
+    def _letterbox(self, stack: contextlib.AsyncExitStack) -> SetAside | None:
+        """For records of the clock, which only intake reads. What is wrong with a deployment, inference tells."""
+        if not self._settings.replay:
+            return None
+        letters = DeadLetters(self._pipeline.name, "intake", ClockSource.CLOCK, self._settings.dead_letters_max)
+        kafka, clock = self._settings.kafka, self._clock
+        publisher = Publisher(kafka, self._topics, self._registry, Writer.INTAKE, clock, client=f"{self._group}-letters")
+        stack.push_async_callback(publisher.stop)
+        return Letterbox(letters, publisher, self._topics.clock, kafka, self._topics, clock).put
 
     async def _horizon(self, intake: Intake) -> Horizon | None:
         return await (self._replay_horizon(intake) if self._settings.replay else self._live_horizon())

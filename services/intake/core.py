@@ -23,6 +23,7 @@ from .parse import Arrived, join
 
 UPSTREAM = 16  # the first source number of upstream streams
 FOREVER = 2**62
+FIRST_TICKS_MAX = 1_000_000  # how far behind the clock a pipeline's time may begin: 58 days of ticks of five seconds
 Origin = tuple[int, int]  # number of the stream, partition of its topic
 NOBODY = (-1, -1)
 
@@ -167,7 +168,7 @@ class Intake:
     def _ticks(self, merged: _Merged, following: int | None, clock_ms: int, limit: int) -> tuple[Ints, bool]:
         """
         The numbers of the ticks to send now, and whether `limit` cut them, as after a long silence. The very first of a pipeline is
-        the last one before its first record.
+        the last one before its first record, unless that is so old that its ticks would flood the log: it goes before time began.
         """
         reached = following if following is not None else int(merged.times[-1]) if len(merged) else None
         if reached is None:
@@ -175,6 +176,8 @@ class Intake:
         reached = min(reached, clock_ms)
         first = min(reached, int(merged.times[0])) if len(merged) else reached
         start = self.tick + 1 if self.tick is not None else first // self._tick_ms
+        if self.tick is None and clock_ms < FOREVER:
+            start = max(start, clock_ms // self._tick_ms - FIRST_TICKS_MAX)
         end = reached // self._tick_ms + 1
         return np.arange(start, min(end, start + limit), dtype=np.int64), end > start + limit
 

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -18,24 +18,27 @@ import msgspec
 import numpy as np
 
 from driftline.contracts.avro import Codec, explain, schema_id_of
+from driftline.contracts.bounds import NAME_BYTES_MAX, TIME_MS_MAX, TIME_MS_MIN
 from driftline.errors import Fatal, Invalid
 from driftline.pipeline import Stream
 from driftline.stream.batch import Column, Ints, Refused, Varlen, take
-from driftline.stream.records import FRAME_BYTES, Polled, SchemaRegistry
+from driftline.stream.records import FRAME_BYTES, SCHEMAS_MAX, Polled, SchemaRegistry
 
 VALUE_BYTES_MAX = 512 << 10
 FUTURE_MS_MAX = 5 * 60_000
-TIME_MS_MIN, TIME_MS_MAX = 0, 4_102_444_800_000  # 1970 to 2100
+PAST_MS_MAX = 3_653 * 86_400_000  # ten years: seconds that were sent for milliseconds are of January 1970
+EXACT_MAX = 2**53  # of a whole number that may be null: its column is one of doubles
+INT_MAX, LONG_MAX = 2**31 - 1, 2**63 - 1
 TOKEN_BYTES = 16
 
 JSON_TYPES: dict[str, Any] = {
     "string": str,
     "boolean": bool,
-    "int": Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)],
-    "long": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
+    "int": Annotated[int, msgspec.Meta(ge=-INT_MAX - 1, le=INT_MAX)],
+    "long": Annotated[int, msgspec.Meta(ge=-LONG_MAX - 1, le=LONG_MAX)],
     "float": float,
     "double": float,
-    "timestamp-millis": Annotated[datetime, msgspec.Meta(tz=True)] | int,
+    "timestamp-millis": Annotated[datetime, msgspec.Meta(tz=True)] | Annotated[int, msgspec.Meta(ge=-LONG_MAX - 1, le=LONG_MAX)],
 }
 WORDS = {
     "str": "text",
@@ -75,9 +78,13 @@ class Arrived:
 
 
 class Parser:
-    """Parses one upstream topic, JSON and Confluent-framed Avro alike, record by record told apart by the frame."""
+    """
+    Parses one upstream topic, JSON and Confluent-framed Avro alike, record by record told apart by the frame.
 
-    def __init__(self, stream: Stream, registry: SchemaRegistry, pii_key: bytes) -> None:
+    `names` are text fields that become parts of keys in the store and on the log (of entities, slices), beside id and key.
+    """
+
+    def __init__(self, stream: Stream, registry: SchemaRegistry, pii_key: bytes, names: Collection[str] = ()) -> None:
         if stream.pii and not pii_key:
             raise Fatal(f"DRIFTLINE_PII_KEY is not set, and {stream.topic} has personal fields: {', '.join(stream.pii)}")
         self._stream = stream
@@ -85,6 +92,7 @@ class Parser:
         self._pii_key = pii_key
         self._body = Codec(stream.schema)
         self._fields = {field["name"]: _kind(field["type"]) for field in stream.schema["fields"]}
+        self._names = sorted({stream.id, stream.key, *names} & self._fields.keys())
         self._json = msgspec.json.Decoder(_struct(stream))
         self._writers: dict[int, Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str] = {}
 
@@ -141,6 +149,8 @@ class Parser:
 
     def _avro(self, polled: Polled, places: Sequence[int], schema_id: int) -> tuple[dict[str, Column], list[int], list[Refused]]:
         if schema_id not in self._writers:
+            if len(self._writers) >= SCHEMAS_MAX:
+                self._writers = {known: reader for known, reader in self._writers.items() if not isinstance(reader, str)}
             self._writers[schema_id] = self._reader_of(schema_id)
         reader = self._writers[schema_id]
         if isinstance(reader, str):
@@ -154,6 +164,8 @@ class Parser:
             if wrong
         ]
         good = np.flatnonzero(~bad)
+        if not len(good):
+            return {}, [], refused
         return {name: take(columns[name], good) for name in self._fields}, [places[i] for i in good.tolist()], refused
 
     def _reader_of(self, schema_id: int) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str:
@@ -164,11 +176,16 @@ class Parser:
             return f"schema id {schema_id} is not known to the registry"
         if writer.get("type") != "record":
             return f"schema id {schema_id} is no record"
-        codec = Codec(writer)
-        kinds = {field["name"]: _kind(field["type"]) for field in writer["fields"]}
-        if codec.flat and all(kinds.get(name) == kind for name, kind in self._fields.items()):
-            return lambda data, _: codec.decode(data)
-        return self._resolving(writer)
+        if not _ends(writer):
+            return f"schema id {schema_id} lets a few bytes stand for a record of any size, so it is not read"
+        try:
+            codec = Codec(writer)
+            kinds = {field["name"]: _kind(field["type"]) for field in writer["fields"]}
+            if codec.flat and all(kinds.get(name) == kind for name, kind in self._fields.items()):
+                return lambda data, _: codec.decode(data)
+            return self._resolving(writer)
+        except Exception as error:  # whatever a library raises at somebody's schema means one thing: it cannot be read by
+            return f"schema id {schema_id} cannot be read by ({type(error).__name__})"
 
     def _resolving(self, writer: dict[str, Any]) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]]:
         """Another version of the schema: resolved record by record, as Avro's rules say."""
@@ -178,9 +195,11 @@ class Parser:
             records: list[dict[str, Any] | None] = []
             for body in bodies:
                 try:
-                    records.append(fastavro.schemaless_reader(io.BytesIO(body), written, wanted))  # type: ignore[arg-type]
+                    record: dict[str, Any] = fastavro.schemaless_reader(io.BytesIO(body), written, wanted)  # type: ignore
                 except Exception:  # whatever a decoder may raise at hostile bytes means one thing: undecodable
                     records.append(None)
+                else:
+                    records.append(record if self._fits(record) else None)
             good = [record for record in records if record is not None]
             bad = np.array([record is None for record in records], np.bool_)
             spread = np.cumsum(~bad) - 1
@@ -193,6 +212,12 @@ class Parser:
 
         return read
 
+    def _fits(self, record: Mapping[str, Any]) -> bool:
+        """Whether whole numbers are of the size that their type has; fastavro does not look."""
+        whole = {"int": INT_MAX, "long": LONG_MAX, "timestamp-millis": LONG_MAX}
+        found = [(record[name], whole.get(kind.rstrip("?"), 0)) for name, kind in self._fields.items()]
+        return all(-most - 1 <= value <= most for value, most in found if most and isinstance(value, int))
+
     def _checked(self, offsets: Ints, columns: dict[str, Column], clock_ms: int) -> tuple[Arrived, list[Refused]]:
         stream = self._stream
         for name in stream.pii:
@@ -203,20 +228,78 @@ class Parser:
             (ids.ends <= ids.starts, "missing_id", f'"{stream.id}" is empty'),
             (keys.ends <= keys.starts, "contract", f'"{stream.key}", the key, is empty'),
             (_absurd(times) | _absurd(visible), "bad_time", f'"{stream.time}" or "{stream.visible}" is not between 1970 and 2100'),
+            (visible < clock_ms - PAST_MS_MAX, "bad_time", f'"{stream.visible}" is more than ten years behind the pipeline\'s clock'),
             (visible > clock_ms + FUTURE_MS_MAX, "future", f'"{stream.visible}" is more than five minutes ahead of the pipeline\'s clock'),
+            *self._unfit(columns),
         ]
         good = np.ones(len(offsets), np.bool_)
         refused = []
         for bad, reason, detail in checks:
             refused += [Refused(int(offset), reason, detail) for offset in offsets[bad & good]]
             good &= ~bad
-        arrived = Arrived(offsets, times, visible, ids, keys, self._body.encode(columns))
-        return (arrived if good.all() else arrived.take(good)), refused
+        kept = np.flatnonzero(good)
+        bodies = self._body.encode({name: take(columns[name], kept) for name in self._fields})
+        return Arrived(offsets[kept], times[kept], visible[kept], ids.take(kept), keys.take(kept), bodies), refused
+
+    def _unfit(self, columns: Mapping[str, Column]) -> Iterator[tuple[Any, str, str]]:
+        """Values of the right type that would do harm further on: no numbers, numbers that cannot be kept, names without end."""
+        for name, kind in self._fields.items():
+            values, plain = columns[name], kind.rstrip("?")
+            if not isinstance(values, np.ndarray):
+                continue
+            if plain in ("float", "double"):
+                yield (np.isinf(values) if kind.endswith("?") else ~np.isfinite(values)), "contract", f'"{name}" is no finite number'
+            elif kind.endswith("?"):
+                yield np.abs(values) > EXACT_MAX, "contract", f'"{name}" is beyond 2**53, so it cannot be kept exactly where it may be null'
+        for name in self._names:
+            text = _texts(columns[name])
+            yield text.ends - text.starts > NAME_BYTES_MAX, "too_large", f'"{name}" is of more than {NAME_BYTES_MAX} bytes'
 
     def _tokens(self, column: Column) -> Varlen:
         """A keyed hash instead of each value: the same token for the same value, and no way back without the key."""
         values = column.tolist() if isinstance(column, Varlen) else [str(value).encode() for value in column]
         return Varlen.of(hmac.new(self._pii_key, value, hashlib.sha256).hexdigest()[: 2 * TOKEN_BYTES] for value in values)
+
+
+def _ends(schema: Any, within: frozenset[str] = frozenset()) -> bool:
+    """
+    Whether what is written by `schema` ends soon: it contains itself nowhere, and its lists and maps have no items of no bytes. By
+    others a short record may nest or repeat without limit, which a decoder in C does not survive.
+    """
+    if isinstance(schema, list):
+        return all(_ends(part, within) for part in schema)
+    if not isinstance(schema, dict):
+        return schema not in within
+    kind = schema.get("type")
+    if kind in ("array", "map"):
+        items = schema.get("items", schema.get("values"))
+        return _ends(items, within) and (kind == "map" or _takes_bytes(items))
+    if kind in ("record", "error"):
+        name = str(schema.get("name"))
+        inside = within | {name, f"{schema.get('namespace', '')}.{name}", name.rpartition(".")[2]}
+        return all(_ends(field.get("type"), inside) for field in schema.get("fields", ()) if isinstance(field, dict))
+    return _ends(kind, within) if isinstance(kind, dict | list) else True
+
+
+def _takes_bytes(schema: Any) -> bool:
+    """Whether every value of `schema` takes a byte at least; of types that are only named here it is not known."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "record":
+            return any(_takes_bytes(field.get("type")) for field in schema.get("fields", ()) if isinstance(field, dict))
+        return bool(schema.get("size", 1)) and _takes_bytes(schema.get("type"))
+    return isinstance(schema, list) or schema in (
+        "boolean",
+        "int",
+        "long",
+        "float",
+        "double",
+        "bytes",
+        "string",
+        "array",
+        "map",
+        "enum",
+        "fixed",
+    )
 
 
 def _absurd(times: Ints) -> Any:

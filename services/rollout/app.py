@@ -28,13 +28,14 @@ from driftline.contracts.messages import Deployment, Writer, as_messages, facts
 from driftline.contracts.messages import Source as Log
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
-from driftline.errors import Fatal, Recoverable
+from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
-from driftline.stream.batch import Messages
+from driftline.stream.batch import Batch, Messages, Refused
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Publisher, Source
+from driftline.stream.letterbox import letters_lately
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 
@@ -51,7 +52,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     pipeline: str
     registry: str
     kafka: str = "127.0.0.1:9092"
-    dead_letters_max: int = 1_000
+    dead_letters_max: int = 10_000
     session_timeout_s: float = 6.0  # how long the group waits for a process that was killed
     replication: int = 1  # of the table's changelog
     ops_port: int = 0
@@ -91,17 +92,26 @@ class Folding:
         plan = self._pipeline.rollout
         batch, refused = self._decoder.decode(CONTROL_PARTITION, polled)
         fresh, seen = drop_seen(batch, entry.seen)
+        decision = None if refused or not len(fresh) else self._decided(entry.state, fresh)
+        if len(fresh) and decision is None:
+            refused = [Refused(polled.offsets[0], "contract", "what it says cannot be applied: its body is of another shape")]
         if refused:
+            seen = entry.seen  # what was refused has not taken its coordinate
             decision = unmoved(plan, entry.state, f"the record could not be read: {refused[0].reason}")
-        elif not len(fresh):
+        elif decision is None:
             decision = unmoved(plan, entry.state, "a copy of a record that was answered before")
-        else:
-            (table,) = fresh.tables.values()
-            decision = decide(plan, entry.state, facts(table)[0])
         self._count("dead_lettered" if refused else "applied" if len(fresh) else "duplicate")
         letters = self._dead_letters.of(self._topic, CONTROL_PARTITION, polled, refused)
         self._dead_letters.sent(self._topic, refused)
         return Entry(polled.offsets[0], crc(polled.values[0]), seen, decision.state), decision, letters
+
+    def _decided(self, state: State, fresh: Batch) -> Decision | None:
+        """What follows from the record; None when its body, which is free JSON, is not what a report or a release says."""
+        (table,) = fresh.tables.values()
+        try:
+            return decide(self._pipeline.rollout, state, facts(table)[0])
+        except (Invalid, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return None  # nothing is lost: the state is a value, and the record goes to the dead letters
 
     def _count(self, outcome: str) -> None:
         labels = {"pipeline": self._pipeline.name, "service": "rollout", "topic": self._topic}
@@ -132,8 +142,8 @@ class ControlPlane:
         self._topics = Topics.of(pipeline)
         self._registry = Registry(settings.registry)
         self._clock = clock
-        dead_letters = DeadLetters(pipeline.name, "rollout", Log.CONTROL, settings.dead_letters_max)
-        self._folding = Folding(pipeline, Decoder(self._topics.control, self._registry), dead_letters)
+        self._dead_letters = DeadLetters(pipeline.name, "rollout", Log.CONTROL, settings.dead_letters_max)
+        self._folding = Folding(pipeline, Decoder(self._topics.control, self._registry, pipeline), self._dead_letters)
         self._publisher: Publisher | None = None
         self._app: faust.App | None = None
         self._table: Any = None
@@ -162,6 +172,7 @@ class ControlPlane:
             self._app = self._make(folder)
             try:
                 await self._publisher.start()
+                self._dead_letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
                 await self._app.start()
                 await _until_ended(self._app, self._ended)
             finally:

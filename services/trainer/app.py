@@ -25,7 +25,9 @@ from driftline.models.bundle import BundleStore, Manifest, Model, load_private_k
 from driftline.models.recipes import recipe_of
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch
+from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher
+from driftline.stream.letterbox import Letterbox
 from driftline.stream.process import Ops, Process
 
 from . import core
@@ -44,6 +46,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model_public_key: str
     model_store: str = "/var/lib/driftline/models"
     kafka: str = "127.0.0.1:9092"
+    dead_letters_max: int = 10_000
     ops_port: int = 0
     run_dir: str = ""
 
@@ -53,7 +56,7 @@ def build(settings: Settings, clock: Clock) -> Process:
     pipeline = load_pipeline(settings.pipeline)
     store = BundleStore(Path(settings.model_store), trusts=load_public_key(settings.model_public_key))
     key = load_private_key(settings.model_private_key)
-    trainer = Trainer(pipeline, settings.kafka, Registry(settings.registry), store, key, clock)
+    trainer = Trainer(pipeline, settings.kafka, Registry(settings.registry), store, key, clock, settings.dead_letters_max)
     return Process("trainer", [trainer], Ops("trainer", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None))
 
 
@@ -110,16 +113,25 @@ class Trainer:
     """The one part of the process. Training runs in a thread, so that `/healthz` answers meanwhile."""
 
     def __init__(
-        self, pipeline: Pipeline, kafka: str, registry: Registry, store: BundleStore, key: Ed25519PrivateKey, clock: Clock
+        self,
+        pipeline: Pipeline,
+        kafka: str,
+        registry: Registry,
+        store: BundleStore,
+        key: Ed25519PrivateKey,
+        clock: Clock,
+        letters_max: int = 10_000,
     ) -> None:
         topics = Topics.of(pipeline)
         self._pipeline = pipeline
         self._store = store
         self._key = key
-        self._commands = LogReader(kafka, topics.retrain, registry)
+        self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, clock, client=f"{pipeline.name}-trainer")
+        letters = DeadLetters(pipeline.name, "trainer", Source.RETRAIN, letters_max)
+        letterbox = Letterbox(letters, self._publisher, topics.retrain, kafka, topics, clock)
+        self._commands = LogReader(kafka, topics.retrain, registry, set_aside=letterbox.put)
         self._followed = {topic.kind: LogReader(kafka, topic, registry) for topic in _followed(topics)}
         self._rows = Rows(pipeline, kafka, registry)
-        self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, clock, client=f"{pipeline.name}-trainer")
         self._state = core.State()
         self._stopping = False
         self.ready = False

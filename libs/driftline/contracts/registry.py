@@ -81,7 +81,7 @@ class Registry:
         """The schema with this id. Raises Invalid when there is none."""
         if schema_id not in self._schemas:
             answer = self._call("GET", f"/schemas/ids/{schema_id}")
-            self._schemas[schema_id] = json.loads(answer["schema"])
+            self._schemas[schema_id] = _record(schema_id, answer)
         return self._schemas[schema_id]
 
     def latest(self, subject: str) -> tuple[int, int, dict[str, Any]] | None:
@@ -120,6 +120,17 @@ class Registry:
             except (URLError, HTTPException, OSError, ValueError) as error:
                 reason = str(error)
         raise Recoverable(f"the schema registry at {self._url} does not answer: {reason}. Is DRIFTLINE_REGISTRY right, and is it up?")
+
+
+def _record(schema_id: int, answer: Any) -> dict[str, Any]:
+    """The schema in a registry's answer. Raises Invalid when it is no Avro record: a registry may hold Protobuf too."""
+    try:
+        schema = json.loads(answer["schema"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Invalid(f"schema id {schema_id} is no Avro schema") from error
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise Invalid(f"schema id {schema_id} is no record")
+    return schema
 
 
 class _Missing(Invalid):

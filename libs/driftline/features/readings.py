@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 MINUTE_MS = 60_000
 DAY_MINUTES = 1_440
+CALENDAR_MS_MIN, CALENDAR_MS_MAX = -62_000_000_000_000, 253_000_000_000_000  # years 6 to 9987: those that `datetime` knows
 EPOCH_WEEKDAY = 3  # 1970 began on a Thursday
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -78,7 +79,7 @@ def direct(column: Column, wanted: Direct) -> Floats:
     values = np.asarray(column, np.float64)
     if wanted.function == "value":
         return values
-    missing = np.isnan(values)
+    missing = ~((values >= CALENDAR_MS_MIN) & (values < CALENDAR_MS_MAX))  # null, or no day of a calendar
     local = _local_minutes(np.where(missing, 0.0, values).astype(np.int64), wanted.zone)
     whole = local % DAY_MINUTES if wanted.function == "minute_of_day" else (local // DAY_MINUTES + EPOCH_WEEKDAY) % 7
     return np.where(missing, np.nan, whole.astype(np.float64))

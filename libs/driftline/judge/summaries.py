@@ -86,10 +86,10 @@ class Arm(Summary):
     """What one model answered in one role."""
 
     largest: ClassVar[frozenset[str]] = frozenset({"deployment"})
-    smallest: ClassVar[frozenset[str]] = frozenset({"since"})
+    smallest: ClassVar[frozenset[str]] = frozenset({"since", "model"})
 
     role: str
-    model: str
+    model: str  # the digest is what counts: a name that somebody told otherwise must not keep two windows from being added
     digest: str
     deployment: int  # newest version that named it in this role
     since: int  # visible time of its first answer in the window, ms
@@ -127,6 +127,8 @@ class SliceQuality(Summary):
 
 class Quality(Summary):
     """Matured answers of one model in one role: enough for log loss, Brier score, calibration, AUC and a control chart."""
+
+    smallest: ClassVar[frozenset[str]] = frozenset({"model"})
 
     role: str
     model: str

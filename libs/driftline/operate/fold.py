@@ -18,7 +18,7 @@ from driftline.contracts.topics import Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.operate.proof import SILENCE_MS, Findings, Proof, Scope
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Batch, Effects, Messages
+from driftline.stream.batch import Batch, Effects, Messages, sifted
 from driftline.stream.kafka import Cluster, Source
 from driftline.stream.ledger import Entry
 from driftline.stream.operators import Wiring
@@ -69,7 +69,7 @@ class Fold:
     def __post_init__(self) -> None:
         subject = self.subject
         topics = Topics.of(subject.pipeline)
-        self._decoder = Decoder(subject.wiring.reads, self.registry)
+        self._decoder = Decoder(subject.wiring.reads, self.registry, subject.pipeline)
         self._core = subject.wiring.core(subject.partition, subject.cluster.partitions[topics.events.name])
         self._first_tick_ms: int | None = None
         self.reached = False  # the log holds, before what comes next, all that it may look back to
@@ -80,20 +80,24 @@ class Fold:
         polled = self._without_given_up(polled)
         if not len(polled):
             return ()
-        batch, _ = self._decoder.decode(self.subject.partition, polled)
-        batch, self.seen = drop_seen(batch, self.seen)
-        if not len(batch):
-            return ()
-        while keys := self._core.needs(batch):
-            self._core.load({key: self.rows.get(key) for key in keys})
-        effects: Effects = self._core.step(batch)
+        batch, _ = sifted(self._core, *self._decoder.decode(self.subject.partition, polled))
+        fresh, seen = drop_seen(batch, self.seen)
+        effects = self._step(fresh) if len(fresh) else Effects()
+        if effects.refused:  # what was refused has not taken its coordinate
+            _, seen = drop_seen(batch.without(effects.refused), self.seen)
+        self.seen = seen
         for key, row in effects.state.items():
             if row is None:
                 self.rows.pop(key, None)
             else:
                 self.rows[key] = row
-        self._look_back(batch)
+        self._look_back(fresh)
         return effects.messages
+
+    def _step(self, batch: Batch) -> Effects:
+        while keys := self._core.needs(batch):
+            self._core.load({key: self.rows.get(key) for key in keys})
+        return self._core.step(batch)
 
     def _without_given_up(self, polled: Polled) -> Polled:
         if self.subject.given_up.isdisjoint(polled.offsets):

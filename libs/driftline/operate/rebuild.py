@@ -33,7 +33,7 @@ from driftline.contracts.registry import Registry
 from driftline.errors import DriftlineError, Fatal, Invalid, Rejected
 from driftline.logs import log
 from driftline.operate.addresses import Addresses, environment_of
-from driftline.operate.dead_letters import read_letters
+from driftline.operate.dead_letters import Wanted, read_letters
 from driftline.operate.fold import Folded, Subject, fold
 from driftline.operate.rows import Rows
 from driftline.pipeline import Pipeline, load_pipeline
@@ -285,7 +285,7 @@ async def jobs_of(addresses: Addresses, pipeline: Pipeline, services: Sequence[s
 async def _given_up(addresses: Addresses, pipeline: Pipeline) -> Mapping[tuple[str, int], set[int]]:
     """Records that had stopped a process, by operator and partition: they were not folded then."""
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for letter in await read_letters(addresses, pipeline, "poison"):
+    for letter in await read_letters(addresses, pipeline, Wanted("poison")):
         found[letter.service, letter.partition].add(letter.at)
     return found
 

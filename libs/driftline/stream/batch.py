@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -149,6 +149,12 @@ class Batch:
             return self
         return self._between(self.first_offset, int(offsets[n]))
 
+    def without(self, refused: Sequence[Refused]) -> Batch:
+        """What is left when the messages that were refused are taken out."""
+        offsets = np.array([one.offset for one in refused], np.int64)
+        kept = {name: table.take(~np.isin(table.offsets, offsets)) for name, table in self.tables.items()}
+        return Batch(self.partition, self.first_offset, self.next_offset, {name: table for name, table in kept.items() if len(table)})
+
     def tail(self, offset: int) -> Batch:
         """What is left from `offset` on."""
         return self._between(offset, self.next_offset)
@@ -222,3 +228,23 @@ class Core(Protocol):
 
     def step(self, batch: Batch) -> Effects:
         """Apply `batch` in the log's order."""
+
+
+@runtime_checkable
+class Sifting(Protocol):
+    """A core that can tell without its state what is no message of its log."""
+
+    def unfit(self, batch: Batch) -> Sequence[Refused]:
+        """
+        What of `batch`, as it was polled, can never be accepted, whatever the state is. It is taken out before coordinates are
+        compared, or else a record that is refused would stand in the way of the true one with the same coordinate.
+        """
+
+
+def sifted(core: object, batch: Batch, refused: list[Refused]) -> tuple[Batch, list[Refused]]:
+    """What is left of `batch` when a core that sifts has done so; `refused`, by offset, with what it took out."""
+    unfit = core.unfit(batch) if isinstance(core, Sifting) else ()
+    if not unfit:
+        return batch, refused
+    together = sorted([*refused, *unfit], key=lambda one: one.offset)
+    return batch.without(unfit), together

@@ -36,16 +36,24 @@ class DeadLetters:
         self._sealed = frozenset(sealed)
         self._count = 0
 
+    def begin(self, lately: int) -> None:
+        """
+        Count from what the pipeline has had lately: a process that stops at the limit and is started again, time after time, must not
+        fill a disk a limit at a time.
+        """
+        self._count = max(self._count, lately)
+
     def of(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int | None = None) -> list[Messages]:
         """
-        The letters for `refused`, raw as in `polled`. Raises Fatal when this process would write more than its limit.
+        The letters for `refused`, raw as in `polled`. Raises Fatal when there would be more than the limit.
         """
         if not refused:
             return []
         if self._count + len(refused) > self._limit:
             raise Fatal(
-                f"{self._service}: more than {self._limit} dead letters since the start, last: {refused[-1].reason}: {refused[-1].detail}. "
-                f"Look at them (driftline dead-letters {self._pipeline}), then raise DRIFTLINE_DEAD_LETTERS_MAX or mend the sender"
+                f"{self._service}: more than {self._limit} dead letters within a day, last: {topic}[{partition}]@{refused[-1].offset}: "
+                f"{refused[-1].reason}: {refused[-1].detail}. Look at them (driftline dead-letters {self._pipeline}), mend the "
+                "sender, and start again with a larger DRIFTLINE_DEAD_LETTERS_MAX; a restart alone does not begin to count anew"
             )
         return [self._messages(topic, partition, polled, refused, self._source if source is None else source)]
 

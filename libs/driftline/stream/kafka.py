@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 from aiokafka.structs import OffsetAndMetadata
 
 from driftline.clock import Clock, SystemClock
+from driftline.contracts.bounds import Declared
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
-from driftline.stream.batch import Batch, Messages
+from driftline.logs import log
+from driftline.stream.batch import Batch, Messages, Refused
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
 
 BATCH_BYTES_MAX = 1 << 20
@@ -60,7 +62,7 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def _answering(what: str, within_s: float = ANSWER_S) -> AsyncIterator[None]:
+async def answering(what: str, within_s: float = ANSWER_S) -> AsyncIterator[None]:
     """Whatever a broker does wrong, or not in time, is Recoverable."""
     try:
         async with asyncio.timeout(within_s):
@@ -95,37 +97,37 @@ class Source:
 
     async def start(self) -> None:
         """Connect."""
-        async with _answering(f"{self._where}: cannot connect"):
+        async with answering(f"{self._where}: cannot connect"):
             await self._consumer.start()
         self._consumer.assign([self._at])
 
     async def bounds(self) -> tuple[int, int]:
         """The log's start and end, asked now."""
-        async with _answering(self._where):
+        async with answering(self._where):
             start = await self._consumer.beginning_offsets([self._at])
         return start[self._at], await self.end_now()
 
     async def end_now(self) -> int:
         """The log's end, asked now."""
-        async with _answering(self._where):
+        async with answering(self._where):
             end: int = (await self._consumer.end_offsets([self._at]))[self._at]
         return end
 
     async def position(self) -> int:
         """The offset up to which all was polled, what is no record (the marker of a transaction, a compacted place) included."""
-        async with _answering(self._where):
+        async with answering(self._where):
             position: int = await self._consumer.position(self._at)
         return position
 
     async def committed(self) -> int | None:
         """The group's committed offset."""
-        async with _answering(self._where):
+        async with answering(self._where):
             offset: int | None = await self._consumer.committed(self._at)
         return offset
 
     async def note(self) -> str:
         """What was noted beside the committed offset; empty where nothing was."""
-        async with _answering(self._where):
+        async with answering(self._where):
             found = await self._consumer._coordinator.fetch_committed_offsets([self._at])
         return found[self._at].metadata if self._at in found else ""
 
@@ -135,7 +137,7 @@ class Source:
 
     async def poll(self, records_max: int, timeout_ms: int) -> Polled | None:
         """The next records, as soon as there are any; None after `timeout_ms` without."""
-        async with _answering(self._where):
+        async with answering(self._where):
             polled = await self._consumer.getmany(self._at, timeout_ms=timeout_ms, max_records=records_max)
         records = polled.get(self._at)
         if not records:
@@ -154,7 +156,7 @@ class Source:
 
     async def mark(self, offset: int, metadata: str = "") -> None:
         """Commit the group's offset."""
-        async with _answering(f"{self._where}: offset not committed"):
+        async with answering(f"{self._where}: offset not committed"):
             await self._consumer.commit({self._at: OffsetAndMetadata(offset, metadata)})
 
     async def stop(self) -> None:
@@ -188,7 +190,7 @@ class Sink:
             request_timeout_ms=20_000,
             client_id=self._client,
         )
-        async with _answering("cannot connect to Kafka"):
+        async with answering("cannot connect to Kafka"):
             await self._producer.start()
 
     async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
@@ -201,7 +203,7 @@ class Sink:
         for one in messages:
             if len(one):
                 routes[(one.topic, partition if one.to is None else one.to)].append(one)
-        async with _answering("not sent", ACKS_S):
+        async with answering("not sent", ACKS_S):
             sends = [self._send_in_order(topic, to, group, partition, now_ms) for (topic, to), group in routes.items()]
             for failure in await asyncio.gather(*sends, return_exceptions=True):
                 if failure is not None:
@@ -288,28 +290,42 @@ class Publisher:
             await sink.stop()
 
 
+SetAside = Callable[[int, Polled, Sequence[Refused]], Awaitable[None]]
+
+
 class LogReader:
     """
     Reads a topic of ours, all partitions, from the start on: for whoever keeps no ledger because the log itself is the memory.
 
-    Copies are dropped by lane, so what comes out is first copies in order. All methods raise Recoverable; who reads by `next`
-    goes on after it by `start(positions)`.
+    Copies are dropped by lane, so what comes out is first copies in order. What cannot be taken is left out and given to
+    `set_aside`, by the one reader that answers for the topic; it stays on the topic in any case. All methods raise Recoverable; who
+    reads by `next` goes on after it by `start(positions)`.
     """
 
-    def __init__(self, kafka: str, topic: Topic, registry: SchemaRegistry, wait_ms: int = 100) -> None:
+    def __init__(
+        self,
+        kafka: str,
+        topic: Topic,
+        registry: SchemaRegistry,
+        wait_ms: int = 100,
+        *,
+        set_aside: SetAside | None = None,
+        pipeline: Declared | None = None,
+    ) -> None:
         self._kafka = kafka
         self._topic = topic
-        self._decoder = Decoder(topic, registry)
+        self._decoder = Decoder(topic, registry, pipeline)
         self._wait_ms = wait_ms
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: list[TopicPartition] = []
         self._seen: dict[int, dict[Lane, Coordinate]] = defaultdict(dict)
         self.positions: dict[int, int] = {}
+        self._set_aside = set_aside
         self.copies = 0
 
     async def start(self, starts: Mapping[int, int] | None = None) -> None:
         """Connect and stand at `starts`, or at the start of each partition. Raises Fatal when there is no such topic."""
-        async with _answering(f"{self._topic.name}: cannot connect"):
+        async with answering(f"{self._topic.name}: cannot connect"):
             await self._connect(starts or {})
 
     async def _connect(self, starts: Mapping[int, int]) -> None:
@@ -331,7 +347,7 @@ class LogReader:
 
     async def end_offsets(self) -> dict[int, int]:
         """The end of each partition, asked now."""
-        async with _answering(self._topic.name):
+        async with answering(self._topic.name):
             ends = await self._open().end_offsets(self._partitions)
         return {at.partition: ends[at] for at in self._partitions}
 
@@ -351,14 +367,14 @@ class LogReader:
     async def _poll(self, timeout_ms: int, goal: Mapping[int, int] | None) -> list[tuple[int, Batch]]:
         consumer = self._open()
         wanted = [at for at in self._partitions if goal is None or self.positions[at.partition] < goal.get(at.partition, 0)]
-        async with _answering(self._topic.name):
+        async with answering(self._topic.name):
             polled = await consumer.getmany(*wanted, timeout_ms=timeout_ms, max_records=20_000)
         decoded = []
         try:
             for at, found in polled.items():
                 below = [record for record in found if goal is None or record.offset < goal[at.partition]]
-                decoded.append((at, found[-1].offset + 1, self._decoded(at.partition, below) if below else None))
-        except Recoverable:  # the registry: what was polled is yet to be had
+                decoded.append((at, found[-1].offset + 1, await self._decoded(at.partition, below) if below else None))
+        except Recoverable:  # the registry, or the dead letters: what was polled is yet to be had
             for at in polled:
                 consumer.seek(at, self.positions[at.partition])
             raise
@@ -371,11 +387,13 @@ class LogReader:
                 batches.append((at.partition, fresh))
         return batches
 
-    def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
+    async def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
         polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
         batch, refused = self._decoder.decode(partition, polled)
-        if refused:
-            raise Fatal(f"{self._topic.name}[{partition}]@{refused[0].offset}: {refused[0].reason}: {refused[0].detail}")
+        for one in refused:
+            log.warning("left out", topic=self._topic.name, partition=partition, offset=one.offset, reason=one.reason, because=one.detail)
+        if refused and self._set_aside is not None:
+            await self._set_aside(partition, polled, refused)
         return batch
 
     def _fresh(self, batch: Batch) -> Batch:

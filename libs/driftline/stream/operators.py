@@ -20,8 +20,9 @@ from driftline.logs import log
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Core, Effects
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import Cluster, LogReader, Sink, Source, describe
+from driftline.stream.kafka import Cluster, LogReader, SetAside, Sink, Source, describe
 from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
+from driftline.stream.letterbox import letters_lately
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.turns import Turns
@@ -130,7 +131,9 @@ class Operators:
     async def _prepared(self) -> Operator:
         if self._wiring.row_format is not None:
             await refuse_unsafe_store(self._settings.redis)
-        return await asyncio.to_thread(self._operator, await describe_pipeline(self._settings.kafka, self._pipeline))
+        operator = await asyncio.to_thread(self._operator, await describe_pipeline(self._settings.kafka, self._pipeline))
+        operator.dead_letters.begin(await letters_lately(self._settings.kafka, Topics.of(self._pipeline), self._clock))
+        return operator
 
     def _operator(self, cluster: Cluster) -> Operator:
         wiring, settings = self._wiring, self._settings
@@ -151,7 +154,7 @@ class Operators:
             source=lambda partition: Source(settings.kafka, wiring.reads.name, partition, group=group),
             sink=lambda partition: Sink(settings.kafka, written, encoder, f"{group}-{partition}"),
             ledger=None if wiring.row_format is None else lambda partition: RedisLedger(connect(settings.redis), group, partition),
-            decoder=Decoder(wiring.reads, self._registry),
+            decoder=Decoder(wiring.reads, self._registry, self._pipeline),
             dead_letters=DeadLetters(self._pipeline.name, wiring.service, wiring.source, settings.dead_letters_max),
             before=wiring.before,
             observe=wiring.observe,
@@ -183,8 +186,11 @@ class Operators:
 class Follower:
     """Reads a small topic from its start and keeps reading; `take` gets each batch, in a thread, for it may load models."""
 
-    def __init__(self, kafka: str, topic: Topic, registry: Registry, take: Callable[[Batch], None]) -> None:
-        self._reader = LogReader(kafka, topic, registry, wait_ms=500)
+    def __init__(
+        self, kafka: str, topic: Topic, registry: Registry, take: Callable[[Batch], None], set_aside: SetAside | None = None
+    ) -> None:
+        self._reader = LogReader(kafka, topic, registry, wait_ms=500, set_aside=set_aside)
+        self._taken_to: dict[int, int] = {}
         self._topic = topic
         self._take = take
         self._stopping = False
@@ -208,15 +214,24 @@ class Follower:
                 self.ready = self.ready or all(self._reader.positions[partition] >= end for partition, end in goal.items())
                 for batch in await self._reader.next(0.2):
                     await asyncio.to_thread(self._take, batch)
-                    self._news.set()
+                self._taken_to = dict(self._reader.positions)
+                self._news.set()
         finally:
             await self._reader.stop()
 
     async def wait(self, until: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Wait until what was taken makes `until` true. Raises Recoverable after `timeout_s`."""
+        """
+        Wait until what was taken makes `until` true, or until all is taken that was on the topic when this was called, for then it
+        never will. Raises Recoverable after `timeout_s`.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        ends: dict[int, int] | None = None
         while not until():
+            if self.ready and ends is None:
+                ends = await self._reader.end_offsets()
+            if ends is not None and all(self._taken_to.get(partition, 0) >= end for partition, end in ends.items()):
+                return
             self._news.clear()
             left = deadline - loop.time()
             if left <= 0:

@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from driftline.compiled import numba
-from driftline.contracts.avro import Codec, explain, frame, unpack_strings
+from driftline.contracts.avro import Codec, frame, unpack_strings
+from driftline.contracts.bounds import Bounds, Declared
 from driftline.contracts.messages import schema as message_schema
+from driftline.contracts.messages import versions
 from driftline.contracts.topics import Topic
 from driftline.errors import Invalid
 from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen
 
 FRAME_BYTES = 5
+SCHEMAS_MAX = 1_000  # ids that are remembered, of those that strangers make up too
 Lane = int
 Coordinate = tuple[int, int]  # offset and index within a lane
 
@@ -64,16 +67,18 @@ class Decoder:
     """
     Turns polled records of one topic into columns, each record by the schema that its frame names.
 
-    Any published version of a message that the topic may hold is accepted; anything else is refused with its reason.
+    Any published version of a message that the topic may hold is accepted; anything else is refused with its reason, and so is
+    what no service can have said (`contracts.bounds`).
     """
 
-    def __init__(self, topic: Topic, registry: SchemaRegistry) -> None:
+    def __init__(self, topic: Topic, registry: SchemaRegistry, pipeline: Declared | None = None) -> None:
         self._registry = registry
-        self._names = {message_schema(message)["name"]: message for message in topic.messages}
-        self._codecs: dict[int, tuple[str, Codec, dict[str, Any]] | None] = {}
+        self._messages = topic.messages
+        self._bounds = Bounds.of(topic, pipeline)
+        self._codecs: dict[int, tuple[str, Codec] | None] = {}
 
     def decode(self, partition: int, polled: Polled) -> tuple[Batch, list[Refused]]:
-        """Split `polled` by kind of message; what does not decode comes back refused, by offset."""
+        """Split `polled` by kind of message; what cannot be taken comes back refused, by offset."""
         data, starts, ends, ids = _frames(polled.values)
         offsets = np.asarray(polled.offsets, np.int64)
         tables: dict[str, Table] = {}
@@ -84,30 +89,55 @@ class Decoder:
             if found is None:
                 refused += [Refused(int(offsets[i]), *_unframed(schema_id)) for i in mine]
                 continue
-            message, codec, writer_schema = found
+            message, codec = found
             columns, bad = codec.decode(Varlen(data, starts[mine] + FRAME_BYTES, ends[mine]))
             table = Table(message, offsets[mine], columns)
             if bad.any():
                 refused += [
-                    Refused(int(offsets[i]), "undecodable", explain(writer_schema, (polled.values[i] or b"")[FRAME_BYTES:]))
-                    for i in mine[bad]
+                    Refused(int(offsets[i]), "undecodable", codec.explain((polled.values[i] or b"")[FRAME_BYTES:])) for i in mine[bad]
                 ]
-                table = table.take(~bad)
+                table, mine = table.take(~bad), mine[~bad]
+            table = self._within_bounds(table, np.asarray([polled.timestamps[i] for i in mine.tolist()], np.int64), partition, refused)
             if len(table):
                 tables[message] = _joined([tables[message], table]) if message in tables else table
         return Batch(partition, int(offsets[0]), int(offsets[-1]) + 1, tables), sorted(refused, key=lambda one: one.offset)
 
-    def _codec(self, schema_id: int) -> tuple[str, Codec, dict[str, Any]] | None:
+    def _within_bounds(self, table: Table, timestamps: Ints, partition: int, refused: list[Refused]) -> Table:
+        """What of `table` can have been said; the rest is added to `refused`, each with the first thing that is wrong with it."""
+        good = np.ones(len(table), np.bool_)
+        for fault in self._bounds.faults(table, timestamps, partition):
+            if fault.bad.any():
+                refused += [Refused(offset, fault.reason, fault.detail) for offset in table.offsets[fault.bad & good].tolist()]
+                good &= ~fault.bad
+        return table if good.all() else table.take(good)
+
+    def _codec(self, schema_id: int) -> tuple[str, Codec] | None:
         if schema_id < 0:
             return None
         if schema_id not in self._codecs:
+            if len(self._codecs) >= SCHEMAS_MAX:
+                self._codecs = {known: codec for known, codec in self._codecs.items() if codec is not None}
             try:
                 schema = self._registry.schema(schema_id)
             except Invalid:
                 schema = {}
-            message = self._names.get(str(schema.get("name")))
-            self._codecs[schema_id] = (message, Codec(schema), schema) if message else None
+            message = next((message for message in self._messages if _is_version_of(message, schema)), None)
+            self._codecs[schema_id] = (message, Codec(schema)) if message else None
         return self._codecs[schema_id]
+
+
+def _is_version_of(message: str, schema: Mapping[str, Any]) -> bool:
+    """
+    Whether `schema` has every field of a published version of `message`, of the same type. The name alone would not tell: the
+    registry is shared, and other people have records that are called Event.
+    """
+    fields = {field["name"]: field["type"] for field in schema.get("fields", ())}
+    for version in versions(message):
+        ours = message_schema(message, version)
+        named = (schema.get("name"), schema.get("namespace")) == (ours["name"], ours["namespace"])
+        if named and all(fields.get(field["name"]) == field["type"] for field in ours["fields"]):
+            return True
+    return False
 
 
 def _frames(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], Ints, Ints, Ints]:

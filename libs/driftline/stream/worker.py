@@ -37,7 +37,7 @@ from driftline.clock import Clock
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
-from driftline.stream.batch import Batch, Core, Effects, Refused
+from driftline.stream.batch import Batch, Core, Effects, Refused, sifted
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, Sink, Source
 from driftline.stream.ledger import Entry, Ledger
@@ -320,7 +320,7 @@ class _Session:
             return True
         async with self._turn():
             with self._timed("decode"):
-                batch, refused = self._operator.decoder.decode(self._partition, polled)
+                batch, refused = sifted(self._core, *self._operator.decoder.decode(self._partition, polled))
         if self._operator.before is not None:
             await self._operator.before(batch)
         while True:
@@ -348,6 +348,8 @@ class _Session:
             await self._load(fresh)
         with self._timed("step"):
             effects = self._core.step(fresh) if len(fresh) else Effects()
+        if effects.refused and self._ledger is not None:  # what was refused has not taken its coordinate
+            _, seen = drop_seen(batch.without(effects.refused), self._seen)
         refused = [*undecoded, *effects.refused]
         letters = self._operator.dead_letters.of(self._operator.topic, self._partition, polled, refused)
         now_ms = self._clock.now_ms()

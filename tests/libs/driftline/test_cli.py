@@ -10,7 +10,9 @@ import pytest
 from typer.main import get_command
 
 from driftline import cli
+from driftline.cli import _letter_words
 from driftline.contracts.topics import SERVICES
+from driftline.errors import Invalid
 
 ROOT = Path(__file__).parents[3]
 COMMANDS_MIN = 12
@@ -88,3 +90,28 @@ def test_a_refusal_is_words_and_status_1(arguments: tuple[str, ...], words: str)
     assert refused.returncode == 1
     assert words in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (None, "list", "")),
+        (["flights"], ("flights", "list", "")),
+        (["flights", "show"], ("flights", "show", "")),
+        (["replay", "flights"], ("flights", "replay", "")),
+        (["flights", "payments[3]@8"], ("flights", "show", "payments[3]@8")),
+    ],
+)
+def test_words_after_dead_letters_may_come_in_any_order(words: list[str], expected: tuple[str | None, str, str]):
+    """
+    A pipeline, what to do, and a place; without anything to do they are listed, and a place is shown.
+    """
+    assert _letter_words(words) == expected
+
+
+def test_two_pipelines_are_too_many_for_dead_letters():
+    """
+    What may be given is told.
+    """
+    with pytest.raises(Invalid, match="one pipeline"):
+        _letter_words(["flights", "fraud"])

@@ -55,6 +55,7 @@ class Run:
         self.rows: dict[bytes, bytes] = {}
         self.sent: list[dict[str, Any]] = []
         self.counts: dict[str, int] = {}
+        self.refused: list[tuple[int, str]] = []
         self.core = core()
         for first, end in pairwise([0, *sorted({*cuts} - {0, len(log)}), len(log)]):
             self.core = core() if reload else self.core
@@ -67,6 +68,7 @@ class Run:
         effects = self.core.step(batch)
         assert len(effects.state) <= bound
         assert sum(effects.counts.values()) + len(effects.refused) == len(batch)
+        self.refused += [(one.offset, one.reason) for one in effects.refused]
         self.rows = {key: row for key, row in {**self.rows, **effects.state}.items() if row is not None}
         self.counts = {name: self.counts.get(name, 0) + effects.counts.get(name, 0) for name in {*self.counts, *effects.counts}}
         for messages in effects.messages:

@@ -169,3 +169,13 @@ def test_same_summaries_and_same_state_wherever_the_log_is_cut(run: Any, core: A
     parts = run(core, log, draw.sample(range(len(log)), k=10), reload=True)
     assert parts.sent == whole.sent
     assert parts.rows == whole.rows
+
+
+def test_an_example_with_slices_of_another_definition_counts_in_the_whole_alone(run: Any, core: Any) -> None:
+    """
+    A pipeline may have had other slices when the example was made.
+    """
+    log = [tick(START_MS), example(START_MS + 5), example(START_MS + 6, slices=pack_strings(["EWR"])), closing(0)]
+    (cohort,) = cohorts(run(core, log))
+    quality = cohort.models["champion|one"]
+    assert (quality.rows, quality.slices["origin"]["EWR"].rows) == (2, 1)

@@ -287,3 +287,25 @@ def test_same_reports_commands_and_state_wherever_the_log_is_cut(run: Any, core:
     parts = run(core, log, draw.sample(range(len(log)), k=15), reload=True)
     assert parts.sent == whole.sent
     assert parts.rows == whole.rows
+
+
+def test_a_summary_that_is_none_is_refused_and_the_reports_go_on(run: Any, core: Any) -> None:
+    """
+    Of a partition that there is not, of half a window, with other bins, with numbers that no state can hold, or of what is reported.
+    """
+    kind, fields = answers(1, 0, "one", 1)
+    body = msgspec.json.decode(fields["body"])
+    (arm,) = body["arms"].values()
+    bad = [
+        fields | {"partition": PARTITIONS},
+        fields | {"start": fields["start"] + 1},
+        fields | {"body": msgspec.json.encode(body | {"arms": {"champion|one": arm | {"scores": [1]}}})},
+        fields | {"body": msgspec.json.encode(body | {"arms": {"champion|one": arm | {"total": 1 << 63}}})},
+        fields | {"body": msgspec.json.encode(body | {"inputs": {"one": {"rows": 1, "bins": {"unheard": [1]}}}})},
+        fields | {"body": b"[" * 100_000},
+        dict(answers(0, 0, "one", 1)[1]),
+    ]
+    good = [answers(day, partition, "one", 1) for day in range(2) for partition in range(PARTITIONS)]
+    found = run(core, [*good[:2], *((kind, one) for one in bad), *good[2:]])
+    assert found.refused == [*((2 + at, "contract") for at in range(5)), (7, "undecodable"), (8, "late")]
+    assert len(found.bodies("report")) == 2

@@ -321,3 +321,15 @@ def test_a_batch_without_rows_asks_no_model(pipeline, inference):
     effects = inference.step(Batch(0, 0, 5, {}))
     assert (list(effects.messages), effects.counts, dict(effects.state)) == ([], {"applied": 0, "tick": 0}, {})
     assert (inference.needs(Batch(0, 0, 5, {})), inference.touches(Batch(0, 0, 5, {}))) == ((), 0)
+
+
+def test_a_row_that_names_a_deployment_which_there_is_not_is_refused(pipeline, inference):
+    """
+    Its neighbours are answered; nothing waits for what will never come.
+    """
+    rows = rows_of(pipeline, [{"wind": 1}, {"wind": 2}, {"wind": 3}], [0, 77, 0])
+    effects = inference.step(batch_of(rows))
+    assert [(one.offset, one.reason) for one in effects.refused] == [(101, "contract")]
+    assert effects.counts == {"applied": 2, "tick": 0}
+    answers = next(one for one in effects.messages if one.message == "answer")
+    assert answers.columns["event_offset"].tolist() == [1100, 1102]

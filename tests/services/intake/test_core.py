@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from driftline.features.murmur2 import partitions_of
 from driftline.stream.batch import Varlen
-from services.intake.core import FOREVER, Intake
+from services.intake.core import FIRST_TICKS_MAX, FOREVER, Intake
 from services.intake.parse import Arrived
 
 TICK_MS = 100
@@ -256,3 +256,15 @@ def test_a_source_that_holds_the_log_lets_its_own_records_of_that_time_go():
     assert (bound, holder) == (1_050, reading)
     assert sequence(intake.emit(bound, None, 0, 100, holder=holder)) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
     assert sequence(intake.emit(FOREVER, None, 0, 100)) == [(2, 0, 0), (2, 0, 1)]
+
+
+def test_a_first_record_of_long_ago_does_not_flood_the_log_with_ticks():
+    """
+    Time begins a million ticks before the clock at the earliest; the record goes before it.
+    """
+    intake = Intake(pipeline(False), 1, [(0, 0)], tick=None, newest={})
+    clock = (FIRST_TICKS_MAX + 50) * TICK_MS
+    intake.add((0, 0), arrived(0, [3 * TICK_MS, clock - 45 * TICK_MS]))
+    first = sequence(intake.emit(clock, clock, 0, 1_000_000, clock_ms=clock))
+    assert first[:2] == [(0, 0, 0), ("tick", 50)]
+    assert intake.tick is not None

@@ -14,7 +14,7 @@ from driftline.contracts.avro import Codec, frame
 from driftline.contracts.registry import MemoryRegistry
 from driftline.errors import Fatal
 from driftline.stream.batch import Varlen
-from driftline.stream.records import Polled
+from driftline.stream.records import SCHEMAS_MAX, Polled
 from services.intake.parse import VALUE_BYTES_MAX, Parser
 
 CLOCK_MS = 1_700_000_000_000
@@ -28,6 +28,7 @@ SCHEMA: dict[str, Any] = {
         {"name": "paid_at", "type": TIME},
         {"name": "amount", "type": "double"},
         {"name": "tip", "type": ["null", "double"]},
+        {"name": "visits", "type": ["null", "long"], "default": None},
     ],
 }
 GOOD = {"payment_id": "p1", "card": "c1", "paid_at": "2023-11-14T22:13:20Z", "amount": 12.5, "tip": None, "more": [1, 2]}
@@ -84,6 +85,11 @@ def test_json_becomes_columns_and_a_body_by_the_declared_schema():
         (changed(paid_at=CLOCK_MS + 300_001), "future", "five minutes"),
         (changed(paid_at=-5), "bad_time", "1970"),
         (changed(paid_at=2**62), "bad_time", "1970"),
+        (changed(paid_at=10**30), "contract", "paid_at"),
+        (changed(paid_at=CLOCK_MS // 1000), "bad_time", "ten years"),
+        (changed(visits=2**63 - 1), "contract", "2**53"),
+        (changed(payment_id="x" * 1_025), "too_large", "payment_id"),
+        (changed(card="x" * 400_000), "too_large", "card"),
         (b'"' + b"x" * VALUE_BYTES_MAX + b'"', "too_large", "bytes"),
         (b"\x00\x00\x00\x00\x63rest", "schema", "99"),
     ],
@@ -179,6 +185,72 @@ def test_personal_fields_without_a_key_refuse_to_start():
     """
     with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
         Parser(stream(("card",)), MemoryRegistry(), b"")
+
+
+def of(fields: dict[str, Any], schema: dict[str, Any] = SCHEMA) -> tuple[int, list[tuple[int, str]]]:
+    """How many were taken, and what was refused, of two good Avro records and one of `schema` between them."""
+    registry = MemoryRegistry()
+    declared, other = registry.register("payments-value", SCHEMA), registry.register("other-value", schema)
+    good = framed(declared, SCHEMA, {**GOOD, "paid_at": CLOCK_MS})
+    arrived, refused = parse(good, framed(other, schema, {**GOOD, "paid_at": CLOCK_MS, **fields}), good, registry=registry)
+    return len(arrived), [(one.offset, one.reason) for one in refused]
+
+
+@pytest.mark.parametrize("amount", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_is_none_is_refused(amount: float):
+    """
+    Avro can say it, and a mean that has seen it is lost for as long as its window; a null is told as null.
+    """
+    assert of({"amount": amount}) == (2, [(11, "contract")])
+
+
+def test_records_of_another_version_that_all_do_not_decode_are_refused():
+    """
+    There is nothing left then to make columns of.
+    """
+    newer = {**SCHEMA, "fields": [*SCHEMA["fields"], {"name": "shop", "type": "string"}]}
+    registry = MemoryRegistry()
+    number = registry.register("payments-value", newer)
+    arrived, refused = parse(frame(number) + b"\xff", registry=registry)
+    assert (len(arrived), [one.reason for one in refused]) == (0, ["undecodable"])
+
+
+def test_a_whole_number_that_is_too_large_for_its_type_is_refused_in_any_version():
+    """
+    The library that resolves versions does not look; the encoder of the body does.
+    """
+    visits = {"name": "visits", "type": ["null", "long"]}
+    wider = {**SCHEMA, "fields": [*SCHEMA["fields"][:4], visits, SCHEMA["fields"][4]]}
+    assert of({"visits": 2**53 + 2}, wider) == (2, [(11, "contract")])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"name": "next", "type": ["null", "Payment"], "default": None},
+        {"name": "nothing", "type": {"type": "array", "items": "null"}, "default": []},
+    ],
+    ids=["itself", "lists of nothing"],
+)
+def test_a_schema_by_which_a_few_bytes_may_be_of_any_size_is_not_read(more: dict[str, Any]):
+    """
+    Nested deeply enough, a record by a schema that contains itself ends the process in the decoder's C.
+    """
+    registry = MemoryRegistry()
+    number = registry.register("payments-value", {**SCHEMA, "fields": [*SCHEMA["fields"], more]})
+    arrived, refused = parse(changed(), frame(number) + b"\x02" * 400_000, registry=registry)
+    assert (len(arrived), [one.reason for one in refused]) == (1, ["schema"])
+
+
+def test_ids_of_schemas_that_are_made_up_are_not_all_remembered():
+    """
+    A stranger may count through four billions of them.
+    """
+    registry = MemoryRegistry()
+    parser = Parser(stream(), registry, b"")
+    for first in range(0, 3_000, 500):
+        parser.parse(polled(*(frame(10_000 + n) + b"x" for n in range(first, first + 500))), CLOCK_MS)
+    assert len(parser._writers) <= SCHEMAS_MAX
 
 
 def framed(number: int, schema: dict[str, Any], record: dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,12 +22,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Deployment, Fact, Release, Report, Source, Writer, as_messages, facts
-from driftline.contracts.registry import Registry
+from driftline.contracts.registry import MemoryRegistry, Registry
 from driftline.contracts.topics import Topics
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import operator_command, send_to_rollout
 from driftline.pipeline import Pipeline, load_pipeline
+from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher
+from driftline.stream.records import Decoder, Encoder, Polled
+from services.rollout.app import Entry, Folding
 
 DAY = 86_400_000
 WAIT_S = 60.0
@@ -250,3 +254,27 @@ async def test_an_operators_command_gets_its_answer(site: Site):
     assert (paused.move, paused.state) == ("paused", "idle, paused")
     assert "holidays" in paused.reason
     assert (again.move, again.version) == ("nothing", paused.version)
+
+
+async def test_a_report_of_another_shape_is_set_aside_and_the_next_is_answered(site: Site):
+    """
+    Its body is free JSON, and a candidate is on trial whose rows it is asked for: the answer is nothing, the record a dead letter.
+    """
+    registry = MemoryRegistry()
+    letters = DeadLetters(site.pipeline.name, "rollout", Source.CONTROL, 10)
+    folding = Folding(site.pipeline, Decoder(site.topics.control, registry, site.pipeline), letters)
+    second = replace(first_release(2), model="m-2", digest="e" * 64, first=False)
+    odd = replace(report(3), body={"models": {"e" * 64: {"n": "many"}}})
+    entry, moves, reasons = Entry(), [], []
+    for offset, (fact, writer) in enumerate(
+        [(first_release(1), Writer.TRAINER), (second, Writer.TRAINER), (odd, Writer.DRIFT), (report(4), Writer.DRIFT)]
+    ):
+        source = Source.RETRAIN if isinstance(fact, Release) else Source.SUMMARIES
+        made = as_messages("control", fact.message, [fact], source=source, offsets=[offset], indexes=[0], partition=0)
+        (value,) = Encoder({"control": site.topics.control}, registry, writer).values(made, 0)
+        entry, decision, found = folding.step(entry, Polled([offset], [None], [value], [30 * DAY]))
+        moves.append(decision.deployment.move)
+        reasons += [one.columns["reason"].texts() for one in found]
+    assert moves == ["champion", "shadow", "nothing", "nothing"]
+    assert reasons == [["contract"]]
+    assert entry.state.time == 4 * DAY

@@ -178,3 +178,13 @@ def test_the_order_of_keys_makes_no_other_schema():
     The order of fields does.
     """
     assert canonical({"a": 1, "b": [1, 2]}) == canonical({"b": [1, 2], "a": 1}) != canonical({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize("text", ['syntax = "proto3";', '"string"', "[" * 100_000], ids=["Protobuf", "no record", "nested"])
+def test_a_schema_that_is_no_record_of_avro_is_invalid(moody, text):
+    """
+    A registry holds other people's schemas too; a record that names one of them is refused like any other.
+    """
+    moody.answers = [(200, json.dumps({"schema": text}).encode())]
+    with pytest.raises(Invalid, match="schema id 1"):
+        client(moody, []).schema(1)

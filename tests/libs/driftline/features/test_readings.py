@@ -83,3 +83,12 @@ def test_inputs_of_the_question_are_missing_where_they_are_null() -> None:
     np.testing.assert_array_equal(readings.direct(column, Direct("d", "weekday", "at", "UTC")), [NAN, 4])
     np.testing.assert_array_equal(readings.direct(column, Direct("v", "value", "x", "")), column)
     np.testing.assert_array_equal(readings.direct(np.array([True, False]), Direct("v", "value", "x", "")), [1, 0])
+
+
+def test_a_time_that_no_calendar_has_is_missing():
+    """
+    The row says so; it does not stop the fold of its neighbours.
+    """
+    wanted = Direct("m", "minute_of_day", "at", "America/New_York")
+    times = np.array([2**63 - 1, -(2**63), 1_700_000_000_000], np.int64)
+    assert np.isnan(readings.direct(times, wanted)).tolist() == [True, True, False]

@@ -190,3 +190,14 @@ def test_every_probability_has_a_bin() -> None:
     """
     assert score_bins(np.array([0.0, 0.05, 0.999, 1.0])).tolist() == [0, 1, 19, 19]
     assert label_bins(np.array([0.0, 1.0])).tolist() == [0, 399]
+
+
+def test_a_model_told_under_two_names_is_added_all_the_same() -> None:
+    """
+    Its digest is what counts. A name that one bit made another must not stop the counting.
+    """
+    one, other = Arm("champion", "flights-1", "d", 1, 5, rows=2), Arm("champion", "fnights-1", "d", 1, 4, rows=3)
+    assert (one + other) == (other + one)
+    assert ((one + other).rows, (one + other).model) == (5, "flights-1")
+    cohorts = [Quality("champion", name, "d", 4) for name in ("flights-1", "fnights-1")]
+    assert (cohorts[0] + cohorts[1]).rows == 8

@@ -11,11 +11,22 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from rich.console import Console
 
+from driftline.clock import SystemClock
 from driftline.contracts.messages import Source, Writer
-from driftline.errors import Fatal
-from driftline.operate.dead_letters import pii_key, print_letters, print_reasons, read_letters, replay
+from driftline.errors import Fatal, Invalid
+from driftline.operate.dead_letters import (
+    Letter,
+    Wanted,
+    pii_key,
+    print_letter,
+    print_letters,
+    print_reasons,
+    read_letters,
+    replay,
+    since_ms,
+)
 from driftline.stream.batch import Refused
-from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.dead_letters import DeadLetters, seal
 from driftline.stream.records import Polled
 
 KEY = bytes(range(32))
@@ -73,8 +84,8 @@ async def test_replayed_records_are_those_that_came(place: Any, sealed: bool):
     """
     pipeline, topic = await upstream(place)
     await refuse(place, topic, sealed)
-    letters = await read_letters(place.addresses, pipeline, "undecodable")
-    assert await replay(place.addresses, pipeline, letters, KEY) == 1
+    letters = await read_letters(place.addresses, pipeline, Wanted(reason="undecodable"))
+    assert (await replay(place.addresses, pipeline, letters, KEY, SystemClock(), 0)).sent == 1
     assert await records(place, topic) == [(b"k", b"{broken")]
 
 
@@ -85,7 +96,7 @@ async def test_sealed_records_are_not_replayed_without_the_key(place: Any):
     pipeline, topic = await upstream(place)
     await refuse(place, topic, sealed=True)
     with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
-        await replay(place.addresses, pipeline, await read_letters(place.addresses, pipeline), b"")
+        await replay(place.addresses, pipeline, await read_letters(place.addresses, pipeline), b"", SystemClock(), 0)
 
 
 async def test_records_of_our_own_topics_are_not_replayed(place: Any):
@@ -93,7 +104,8 @@ async def test_records_of_our_own_topics_are_not_replayed(place: Any):
     Their coordinates are taken; the service that refused them makes them again from its log.
     """
     await refuse(place, place.topics.events.name, sealed=False)
-    assert await replay(place.addresses, place.pipeline, await read_letters(place.addresses, place.pipeline), b"") == 0
+    found = await replay(place.addresses, place.pipeline, await read_letters(place.addresses, place.pipeline), b"", SystemClock(), 0)
+    assert (found.sent, found.kept_back) == (0, 2)
 
 
 def test_a_key_that_is_no_hexadecimal_is_named():
@@ -103,3 +115,53 @@ def test_a_key_that_is_no_hexadecimal_is_named():
     assert pii_key({"DRIFTLINE_PII_KEY": "0a" * 40}) == b"\x0a" * 32
     with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
         pii_key({"DRIFTLINE_PII_KEY": "secret"})
+
+
+def test_letters_are_chosen_by_reason_topic_time_and_place():
+    """
+    Each alone, and together.
+    """
+    one = Letter(0, "flights", 1, 7, "intake", "contract", "", 5_000, False, None, b"x")
+    assert all(wanted.has(one) for wanted in (Wanted(), Wanted("contract", "flights", 5_000, "flights[1]@7")))
+    others = (Wanted(reason="schema"), Wanted(topic="weather"), Wanted(since_ms=5_001), Wanted(place="flights[1]@8"))
+    assert not any(wanted.has(one) for wanted in others)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90m", 94_600_000), ("1d", 13_600_000), ("1970-01-01T00:00:02", 2_000), ("1970-01-01T01:00:02+01:00", 2_000)],
+)
+def test_since_is_how_long_ago_or_a_date(text: str, expected: int):
+    """
+    UTC unless it says otherwise.
+    """
+    assert since_ms(text, 100_000_000) == expected
+
+
+def test_since_that_is_neither_is_told():
+    """
+    With what it may be.
+    """
+    with pytest.raises(Invalid, match="90m"):
+        since_ms("yesterday", 0)
+
+
+def test_what_a_letter_holds_is_shown_only_when_it_is_asked_for():
+    """
+    Sealed, only with the key; and nothing of it reaches the terminal as a command.
+    """
+    value = b"tail \x1b[31mN1"
+    plain = Letter(0, "flights", 1, 7, "intake", "contract", "no field", 5_000, False, None, value)
+    sealed = replace(plain, sealed=True, value=seal(value, KEY))
+    for letter in (plain, sealed):
+        assert "N1" not in told(letter, payload=False)
+        assert "tail \\x1b[31mN1" in told(letter, payload=True, pii_key=KEY)
+        assert "flights[1]@7" in told(letter, payload=False)
+    with pytest.raises(Fatal, match="DRIFTLINE_PII_KEY"):
+        told(sealed, payload=True)
+
+
+def told(letter: Letter, **options: Any) -> str:
+    shown = StringIO()
+    print_letter(letter, Console(file=shown, width=200), **options)
+    return shown.getvalue()

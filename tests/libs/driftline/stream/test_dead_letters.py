@@ -56,3 +56,13 @@ def test_more_letters_than_the_limit_stop_the_service() -> None:
     assert len(letters(sealed=[], limit=2).of("flights", 1, POLLED, REFUSED)) == 1
     with pytest.raises(Fatal, match="DRIFTLINE_DEAD_LETTERS_MAX"):
         letters(sealed=[], limit=1).of("flights", 1, POLLED, REFUSED)
+
+
+def test_a_restart_does_not_begin_to_count_at_zero() -> None:
+    """
+    A process that is started again time after time would fill the disk a limit at a time.
+    """
+    made = letters(sealed=[], limit=10)
+    made.begin(lately=9)
+    with pytest.raises(Fatal, match="a restart alone"):
+        made.of("flights", 1, POLLED, REFUSED)

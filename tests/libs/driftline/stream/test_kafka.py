@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+from aiokafka import AIOKafkaProducer
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
-from driftline.stream.batch import Messages, Varlen
+from driftline.errors import Fatal
+from driftline.stream.batch import Messages, Refused, Varlen
+from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, ensure_topics
+from driftline.stream.letterbox import Letterbox, letters_lately
+from driftline.stream.records import Polled
 
 
 def ticks(numbers: list[int], order: list[int]) -> Messages:
@@ -58,3 +65,48 @@ async def test_what_several_causes_made_is_sent_in_order_of_the_causes(kafka: st
     assert list(batches) == [2]
     found = [(int(at), message) for message, table in batches[2].tables.items() for at in table.offsets]
     assert [message for _, message in sorted(found)] == ["outcome", "tick", "outcome", "outcome", "tick", "outcome"]
+
+
+async def test_a_reader_leaves_out_a_bad_record_and_sets_it_aside(kafka: str) -> None:
+    """
+    What comes after it is read: a stranger's record must not stop whoever reads deployments or control.
+    """
+    topics, registry = Topics.of(SimpleNamespace(name=f"k{uuid.uuid4().hex[:8]}", retention_ms=86_400_000)), MemoryRegistry()
+    await ensure_topics(kafka, topics, 1)
+    publisher = Publisher(kafka, topics, registry, Writer.FEATURE, SystemClock())
+    await publisher.send(outcomes([10]))
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    await producer.send_and_wait(topics.journal.name, b"a stranger's", partition=0)
+    await producer.stop()
+    await publisher.send(outcomes([12]))
+    await publisher.stop()
+    aside: list[tuple[int, str]] = []
+
+    async def set_aside(partition: int, polled: Polled, refused: Sequence[Refused]) -> None:
+        aside.extend((one.offset, one.reason) for one in refused)
+
+    reader = LogReader(kafka, topics.journal, registry, set_aside=set_aside)
+    await reader.start()
+    batches = await reader.read_to()
+    await reader.stop()
+    assert batches[0].tables["outcome"]["offset"].tolist() == [10, 12]
+    assert aside == [(1, "undecodable")]
+
+
+async def test_letters_of_a_day_are_counted_by_offsets(kafka: str) -> None:
+    """
+    Of all services together; none when there are none.
+    """
+    topics, registry = Topics.of(SimpleNamespace(name=f"k{uuid.uuid4().hex[:8]}", retention_ms=86_400_000)), MemoryRegistry()
+    await ensure_topics(kafka, topics, 1)
+    assert await letters_lately(kafka, topics, SystemClock()) == 0
+    publisher = Publisher(kafka, topics, registry, Writer.FEATURE, SystemClock())
+    letterbox = Letterbox(DeadLetters("toy", "feature", Source.EVENTS, 3), publisher, topics.events, kafka, topics, SystemClock())
+    polled = Polled([4, 5], [None, None], [b"x", b"y"], [0, 0])
+    await letterbox.put(0, polled, [Refused(4, "undecodable", "x"), Refused(5, "undecodable", "y")])
+    assert await letters_lately(kafka, topics, SystemClock()) == 2
+    again = Letterbox(DeadLetters("toy", "feature", Source.EVENTS, 3), publisher, topics.events, kafka, topics, SystemClock())
+    with pytest.raises(Fatal, match="DRIFTLINE_DEAD_LETTERS_MAX"):
+        await again.put(0, polled, [Refused(4, "undecodable", "x"), Refused(5, "undecodable", "y")])
+    await publisher.stop()

@@ -23,7 +23,7 @@ def operators(kafka: str, topics: Topics, name: str, **changed: Any) -> Operator
         raise Fatal("nothing is to be run")
 
     wiring = Wiring(service="toy", reads=topics.summaries, writes=[], writer=Writer.DRIFT, source=Source.SUMMARIES, core=core, row_format=1)
-    pipeline: Any = SimpleNamespace(name=name, retention_ms=86_400_000, predictions="avro", digest="v1")
+    pipeline: Any = SimpleNamespace(name=name, retention_ms=86_400_000, predictions="avro", digest="v1", tick_ms=5_000, streams=())
     settings = WorkerSettings(pipeline=name, registry="", kafka=kafka, **changed)
     return Operators(wiring, settings, pipeline, MemoryRegistry(), SystemClock())  # type: ignore[arg-type]  # in memory
 
@@ -61,3 +61,17 @@ async def test_servers_that_are_not_there_yet_are_waited_for() -> None:
     for part in parts:
         part.stop()
     await asyncio.wait_for(asyncio.gather(*tasks), 20)
+
+
+async def test_what_is_not_on_a_topic_is_not_waited_for(kafka: str) -> None:
+    """
+    All was taken that was there when the wait began, and it is not among it: a row may name what nobody ever published.
+    """
+    topics = Topics.of(SimpleNamespace(name=f"o{uuid4().hex[:8]}", retention_ms=86_400_000))
+    await ensure_topics(kafka, topics, 1)
+    follower = Follower(kafka, topics.deployments, MemoryRegistry(), lambda _: None)  # type: ignore[arg-type]  # in memory
+    task = asyncio.create_task(follower.run())
+    await follower.wait(lambda: False, 120, "deployment 7")
+    assert follower.ready
+    follower.stop()
+    await asyncio.wait_for(task, 20)
