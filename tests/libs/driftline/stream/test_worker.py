@@ -37,7 +37,7 @@ NAMES = ["ewr", "jfk", "lga"]
 
 
 class Counting:
-    """Counts the events of each key, and tells the new count as the label of an outcome."""
+    """Counts the events of each key, and tells the new count as the origin of an outcome."""
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
@@ -57,10 +57,10 @@ class Counting:
 
     def step(self, batch: Batch) -> Effects:
         events = batch.tables["event"]
-        labels = []
+        counts = []
         for key in events["key"].tolist():
             self._counts[key] += 1
-            labels.append(self._counts[key])
+            counts.append(self._counts[key])
         n = len(events)
         columns = {
             "source": np.full(n, From.EVENTS, np.int64),
@@ -71,8 +71,8 @@ class Counting:
             "key": events["key"],
             "time": events["time"],
             "visible": events["visible"],
-            "label": np.array(labels, np.int64),
-            "origin": Varlen.repeat("toy", n),
+            "label": np.zeros(n, np.int64),
+            "origin": Varlen.of(map(str, counts)),
         }
         state = {key: str(self._counts[key]).encode() for key in dict.fromkeys(events["key"].tolist())}
         return Effects(state, [Messages("journal", "outcome", events["key"], columns, events.offsets)], (), {"applied": n})
@@ -146,7 +146,7 @@ class Bench:
         await reader.start()
         batches = await reader.read_to()
         await reader.stop()
-        found = [(record["id"], record["label"]) for batch in batches.values() for record in batch.tables["outcome"].records()]
+        found = [(record["id"], int(record["origin"])) for batch in batches.values() for record in batch.tables["outcome"].records()]
         return found, reader.copies
 
     async def run_until(self, count: int, worker: Worker | None = None, timeout_s: float = 30) -> Worker:
