@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 DUPLICATE_SHARE = 0.01
+DISORDER_MAX = 8  # places
+LATE_MS = (11 * 60_000, 180 * 60_000)  # beyond the next tick, and for some beyond what a view folds
 LATER_MAX = 200  # a copy comes right away, or at most so many messages later
 DAYS_PER_FAULT = 70  # of each kind of broken message there is one in so many days
 FUTURE_MS = 86_400_000  # beyond the end of the day that is played
@@ -48,6 +51,14 @@ class Declared(NamedTuple):
     visible: str
 
 
+class Mix(NamedTuple):
+    """How much of a topic goes wrong: the share sent twice, sent a few places later, and sent so late that ticks have passed it."""
+
+    duplicates: float = DUPLICATE_SHARE
+    disorder: float = 0.0
+    late: float = 0.0
+
+
 def plan_faults(days: int, json_topics: Sequence[str], avro_topics: Sequence[str], seed: int) -> dict[int, list[tuple[str, str]]]:
     """Which broken messages go out on which day: (topic, kind of breakage) by number of the day."""
     chance = np.random.default_rng([seed, days])
@@ -63,16 +74,38 @@ def with_faults(
     messages: Sequence[Outgoing], kinds: Sequence[str], stream: Declared, day_end_ms: int, chance: np.random.Generator
 ) -> list[Outgoing]:
     """`messages` of one topic and day in their order, with second copies and one broken message of each of `kinds` among them."""
+    return [message for _, message in placed(messages, kinds, stream, day_end_ms, chance)]
+
+
+def placed(
+    messages: Sequence[Outgoing],
+    kinds: Sequence[str],
+    stream: Declared,
+    day_end_ms: int,
+    chance: np.random.Generator,
+    mix: Mix = Mix(),  # noqa: B008  # a frozen value
+    visible: npt.NDArray[np.int64] | None = None,
+) -> list[tuple[float, Outgoing]]:
+    """
+    As `with_faults`, each message with its place: n is where the nth of `messages` belongs. `visible`, the times of `messages`, is needed
+    for late ones alone.
+    """
     if not messages:
         return []
-    again = np.flatnonzero(chance.random(len(messages)) < DUPLICATE_SHARE)
+    again = np.flatnonzero(chance.random(len(messages)) < mix.duplicates)
     later = chance.integers(0, 2, len(again)) * chance.integers(1, LATER_MAX, len(again))
-    placed = [(at + wait + 0.5, messages[at]._replace(fault=DUPLICATE)) for at, wait in zip(again.tolist(), later.tolist(), strict=True)]
+    copies = [(at + wait + 0.5, messages[at]._replace(fault=DUPLICATE)) for at, wait in zip(again.tolist(), later.tolist(), strict=True)]
     for number, kind in enumerate(kinds):
         at = int(chance.integers(len(messages)))
-        placed.append((at + 0.5, broken(messages[at], kind, stream, day_end_ms, number)))
-    placed += enumerate(messages)
-    return [message for _, message in sorted(placed, key=lambda one: one[0])]
+        copies.append((at + 0.5, broken(messages[at], kind, stream, day_end_ms, number)))
+    places = np.arange(len(messages), dtype=np.float64)
+    if mix.disorder:
+        moved = np.flatnonzero(chance.random(len(messages)) < mix.disorder)
+        places[moved] += chance.integers(1, DISORDER_MAX, len(moved)) + 0.25
+    if mix.late and visible is not None:
+        moved = np.flatnonzero(chance.random(len(messages)) < mix.late)
+        places[moved] = np.searchsorted(visible, visible[moved] + chance.integers(*LATE_MS, len(moved))) + 0.75
+    return sorted([*zip(places.tolist(), messages, strict=True), *copies], key=lambda one: one[0])
 
 
 def broken(message: Outgoing, kind: str, stream: Declared, day_end_ms: int, number: int = 0) -> Outgoing:
