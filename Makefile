@@ -1,6 +1,6 @@
 # Needs Python 3.11 to 3.13 and a shell. Every target sets up .venv first; the second time that touches no network.
 # PYTHON=/path/to/python3.12 chooses the Python; ARGS=... goes on to the command.
-.PHONY: demo test check mutants pin setup help
+.PHONY: demo test check mutants faults pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -17,6 +17,9 @@ check: setup  ## lint, format, types, imports: what CI checks beside the tests
 
 mutants: setup  ## each law of docs/laws.md broken on purpose in a copy of the tree: its test has to fail (ARGS=05: law 5 alone)
 	$(BIN)/python tests/laws/run.py $(ARGS)
+
+faults: setup  ## the fault battery, in parts that can be run apart, and docs/reliability.md (ARGS="--part kills --seed 3": one part)
+	$(BIN)/python tests/faults/battery.py $(ARGS)
 
 pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in

@@ -351,7 +351,7 @@ def check_summaries(told: Recomputed, logs: Logs, answers: Mapping[tuple[int, in
     counted: Counter[tuple[int, int]] = Counter()
     for one in of_kind(_one(logs.first_copies("summaries")), "Summary"):
         if one["kind"] == "answers":
-            counted[(one["partition"], one["start"])] += sum(arm["rows"] for arm in json.loads(one["body"])["arms"].values())
+            counted[(one["partition"], one["start"])] += sum(arm["rows"] for arm in json.loads(one["body"]).get("arms", {}).values())
     days = {(partition, one.event_offset): one.day for partition, some in told.questions.items() for one in some}
     right = Counter((partition, days.get((partition, event_offset), -1)) for partition, event_offset, _ in answers)
     found.expect("answers counted by drift", sorted(right.items()), sorted((place, n) for place, n in counted.items() if n))

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+import report
 from doses import Doses, Trial
 from parts import PARTS, SMALL, Part
+from report import RESULTS
 from rig import Lost, Rig
 
 from driftline.local.broker import Broker
 from driftline.local.stack import RegistryServer
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / ".driftline" / "faults"
 CHECKS = ("check_log.py",)
 END_S = 600.0
 WARM_S = 240.0
@@ -145,12 +146,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def violations(result: dict[str, Any]) -> list[str]:
-    """What a part has shown to be wrong."""
-    found = [violation for one in result["checks"].values() for violation in one["violations"]]
-    return ([f"the play could not go on: {result['lost']}"] if result["lost"] else []) + found
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0 when every part that was chosen was played and nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -166,6 +161,8 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.check:
         print(json.dumps(check_again(chosen.check), indent=1))
         return 0
+    if chosen.dose == "small" and chosen.results == RESULTS:
+        chosen.results = RESULTS / "small"
     chosen.results.mkdir(parents=True, exist_ok=True)
     broken = 0
     parts = {SMALL.name: SMALL} if chosen.dose == "small" else PARTS
@@ -173,19 +170,21 @@ def main(arguments: Sequence[str]) -> int:
         place = chosen.results / f"{name}.json"
         if place.exists() and not chosen.again:
             print(f"{name}: played already ({place.name}); --again plays it once more", flush=True)
-            broken += bool(violations(json.loads(place.read_text())))
+            broken += bool(report.wrong(json.loads(place.read_text())))
             continue
         folder = chosen.results / "plays" / name
         shutil.rmtree(folder, ignore_errors=True)
         result = asyncio.run(play(parts[name], chosen.seed, chosen.scale, folder, lambda words: print(words, flush=True)))
         place.write_text(json.dumps(result, indent=1) + "\n")
-        wrong = violations(result)
+        wrong = report.wrong(result)
         print(f"{name}: {len(result['trials'])} doses in {result['seconds']['all_s']:.0f} s, {len(wrong)} violations", flush=True)
         for one in wrong:
             print(f"  VIOLATED {one}", flush=True)
         if not wrong and not chosen.keep:
             shutil.rmtree(folder, ignore_errors=True)
         broken += bool(wrong)
+    if chosen.dose == "whole" and chosen.results == RESULTS:
+        report.write(RESULTS, report.PAGE)
     return 1 if broken else 0
 
 

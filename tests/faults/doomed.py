@@ -35,7 +35,7 @@ class Death:
             return
         told = self._place.with_name(self._place.name.replace("die-", "died-"))
         part = told.with_suffix(".part")
-        part.write_text(str(time.monotonic()))  # the same clock in every process of a machine
+        part.write_text(f"{time.monotonic()} {os.getpid()}")  # the same clock in every process of a machine
         part.replace(told)
         self._place.unlink(missing_ok=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -50,7 +50,6 @@ ASK_EVERY_S = 0.01
 LOOK_EVERY_S = 0.02
 READY_S = 120.0
 OUTPUT_S = 120.0  # how long a killed one may take to its next output before the battery gives up on the play
-KEEPER_S = 0.15  # so long a keeper may take to be seen alive beside its dead worker
 LOG_LINES = 30
 
 
@@ -304,16 +303,14 @@ class Rig:
                 assert pid is not None
                 killed_s = time.monotonic()
                 os.kill(pid, signal.SIGKILL)
-                await self._keep(service)
+                await self._keep(service, pid)
         return killed_s
 
-    async def _keep(self, service: str) -> None:
-        """After its worker's death: start the service unless its keeper lives."""
+    async def _keep(self, service: str, pid: int) -> None:
+        """When its worker, process `pid`, has been killed: start the service, unless that was but the child of its keeper."""
         child = self.stack.children[service]
-        gone = time.monotonic() + KEEPER_S
-        while child.alive and time.monotonic() < gone:
-            await asyncio.sleep(0.005)
-        if not child.alive:
+        if child.pid == pid:
+            await self.until(lambda: not child.alive, READY_S, f"{service} was killed and lives")
             await asyncio.to_thread(self.stack.restart, service)
 
     async def doom(self, service: str, step: str, timeout_s: float) -> float | None:
@@ -332,9 +329,9 @@ class Rig:
                     if not told.exists():
                         return None
                 await asyncio.sleep(0.005)
-            killed_s = float(told.read_text())
-            await self._keep(service)
-        return killed_s
+            killed_s, pid = told.read_text().split()
+            await self._keep(service, int(pid))
+        return float(killed_s)
 
     def signal_all(self, name: str, number: signal.Signals) -> None:
         """Send a signal to everything of a service."""
