@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LATENESS_MS = HOUR_MS
+TILES, EXTRA_TILES_MAX = 12, 12
 COPIES_MS, COPIES_MAX = 2 * DAY_MS, 64
 LATE_MIN = 15
 NEVER = -(2**62)
@@ -27,13 +28,24 @@ PACK = struct.Struct("<28f").pack
 
 @dataclass
 class Window:
-    """All that was folded into one window, in the order of visible time; what the question sees is cut out of it."""
+    """
+    All that was folded into one window, in the order of visible time; what the question sees is cut out of it.
+
+    Of tiles only those of the window, its offset and the lateness are kept behind the newest record: what is older is not folded, and a
+    question that is later than that does not find it.
+    """
 
     length_ms: int
     ending_ms: int = 0
     newest: int = NEVER
     times: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+
+    def kept_from(self) -> int:
+        """The start of the oldest tile that is kept."""
+        hop = self.length_ms // TILES
+        kept = TILES + 1 - (-self.ending_ms // hop) + min(-(-LATENESS_MS // hop), EXTRA_TILES_MAX)
+        return (self.newest // hop - kept + 1) * hop
 
     def add(self, visible: int, x: float = 1.0) -> None:
         if visible >= self.newest:
@@ -43,17 +55,17 @@ class Window:
             if len(self.times) > 4_000:  # what no question can reach any more
                 old = bisect_left(self.times, visible - 2 * (self.length_ms + self.ending_ms) - DAY_MS)
                 del self.times[:old], self.values[:old]
-        else:
+        elif visible >= self.kept_from():
             at = bisect_right(self.times, visible)
             self.times.insert(at, visible)
             self.values.insert(at, x)
 
     def seen(self, asked: int) -> tuple[int, int]:
         """From the tile of the old end on; up to the question, but whole tiles only with an offset, or for a question out of order."""
-        hop, end = self.length_ms // 12, asked - self.ending_ms
+        hop, end = self.length_ms // TILES, asked - self.ending_ms
         first = (end - self.length_ms) // hop * hop
         last = end // hop * hop if self.ending_ms or asked < self.newest else asked
-        return bisect_left(self.times, first), bisect_left(self.times, last)
+        return bisect_left(self.times, max(first, self.kept_from())), bisect_left(self.times, last)
 
     def count(self, asked: int) -> float:
         first, last = self.seen(asked)
