@@ -29,7 +29,7 @@ from aiokafka.errors import KafkaError
 
 from driftline.clock import Clock, SystemClock
 from driftline.errors import DriftlineError, Recoverable
-from driftline.local.faults import Declared, Mix, Outgoing, placed
+from driftline.local.faults import AVRO_FAULTS, JSON_FAULTS, Declared, Mix, Outgoing, placed
 from driftline.local.player import DAY_MS, Day, Lot, Play, Player, Script, Settings, day_name, drain_days, load_applications, write_json
 from driftline.logs import log, set_up
 from driftline.pipeline import Pipeline, load_pipeline
@@ -65,7 +65,9 @@ class Story(Script):
             chance = np.random.default_rng([self._play.seed, day, stream.number])
             kinds = [kind for topic, kind in self._faults.get(day, ()) if topic == stream.topic]
             declared = Declared(stream.schema, stream.id, stream.visible)
-            order = placed(messages, kinds, declared, end_ms, chance, self._mix, visible)
+            mix = self._mix if self._applications.is_json(stream.topic) else self._mix._replace(ahead=0.0)
+            kinds += kinds_of(self._applications.is_json(stream.topic)) if self._mix.ahead else []
+            order = placed(messages, kinds, declared, end_ms, chance, mix, visible)
             found += [
                 (int(visible[min(int(place), len(visible) - 1)]), stream.topic, self._partition(stream.topic, message.key), message)
                 for place, message in order
@@ -77,6 +79,11 @@ class Story(Script):
             self._turn[topic] += 1
         place = self._turn[topic] if key is None else zlib.crc32(key)
         return place % self._play.partitions
+
+
+def kinds_of(is_json: bool) -> list[str]:
+    """One broken message of each kind that a topic can have."""
+    return list(JSON_FAULTS if is_json else AVRO_FAULTS)
 
 
 def slices(timed: Sequence[Timed], start_ms: int, tick_ms: int, least: int) -> Iterator[tuple[int, Sequence[Timed]]]:

@@ -185,6 +185,6 @@ PARTS = {
         Part("rebuilds", rebuilds, pace=3_000),
         Part("network", network, pace=400, through=True),
         Part("overload", overloads, pace=OVERLOAD_PACE),
-        Part("inputs", inputs, pace=1_500, mix={"duplicates": 0.1, "disorder": 0.1, "late": 0.05}),
+        Part("inputs", inputs, pace=1_500, mix={"duplicates": 0.1, "disorder": 0.1, "late": 0.05, "ahead": 0.01}),
     )
 }

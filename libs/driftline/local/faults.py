@@ -16,6 +16,7 @@ import numpy.typing as npt
 DUPLICATE_SHARE = 0.01
 DISORDER_MAX = 8  # places
 LATE_MS = (11 * 60_000, 180 * 60_000)  # beyond the next tick, and for some beyond what a view folds
+AHEAD_MS = (60_000, 40 * 60_000)
 LATER_MAX = 200  # a copy comes right away, or at most so many messages later
 DAYS_PER_FAULT = 70  # of each kind of broken message there is one in so many days
 FUTURE_MS = 86_400_000  # beyond the end of the day that is played
@@ -52,11 +53,15 @@ class Declared(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How much of a topic goes wrong: the share sent twice, sent a few places later, and sent so late that ticks have passed it."""
+    """
+    How much of a topic goes wrong: the share sent twice, sent a few places later, sent so late that ticks have passed it, and (JSON alone)
+    sent once more under a new id with a time some minutes ahead, which may be too far ahead or not.
+    """
 
     duplicates: float = DUPLICATE_SHARE
     disorder: float = 0.0
     late: float = 0.0
+    ahead: float = 0.0
 
 
 def plan_faults(days: int, json_topics: Sequence[str], avro_topics: Sequence[str], seed: int) -> dict[int, list[tuple[str, str]]]:
@@ -98,6 +103,10 @@ def placed(
     for number, kind in enumerate(kinds):
         at = int(chance.integers(len(messages)))
         copies.append((at + 0.5, broken(messages[at], kind, stream, day_end_ms, number)))
+    if mix.ahead and visible is not None:
+        for at in np.flatnonzero(chance.random(len(messages)) < mix.ahead).tolist():
+            stamped = int(visible[at]) + int(chance.integers(*AHEAD_MS))
+            copies.append((at + 0.5, _stamped(messages[at], stream, stamped)))
     places = np.arange(len(messages), dtype=np.float64)
     if mix.disorder:
         moved = np.flatnonzero(chance.random(len(messages)) < mix.disorder)
@@ -125,6 +134,13 @@ def broken(message: Outgoing, kind: str, stream: Declared, day_end_ms: int, numb
         record[stream.visible] = datetime.fromtimestamp((day_end_ms + FUTURE_MS) / 1000, UTC).isoformat()
     value = json.dumps(record, separators=(",", ":")).encode()
     return Outgoing(key, value[: len(value) * 2 // 3] if kind == "bad_json" else value, new_id, kind)
+
+
+def _stamped(message: Outgoing, stream: Declared, visible_ms: int) -> Outgoing:
+    """A copy under a new id, visible at another time."""
+    new_id = f"{message.id}-at-{visible_ms}"
+    record = {**json.loads(message.value), stream.id: new_id, stream.visible: datetime.fromtimestamp(visible_ms / 1000, UTC).isoformat()}
+    return Outgoing(message.key and new_id.encode(), json.dumps(record, separators=(",", ":")).encode(), new_id)
 
 
 def _first_number(schema: Mapping[str, Any]) -> str:
