@@ -26,6 +26,7 @@ from parts import PARTS, SMALL, Part
 from report import RESULTS
 from rig import Lost, Rig
 
+from driftline.errors import DriftlineError
 from driftline.local.broker import Broker
 from driftline.local.stack import RegistryServer
 
@@ -52,7 +53,7 @@ async def play(part: Part, seed: int, scale: float, folder: Path, say: Any = pri
             told["doses_s"] = time.monotonic() - began_s
             await finish(rig, supervising)
             told["played_s"] = time.monotonic() - began_s
-        except Lost as error:
+        except (Lost, DriftlineError) as error:
             lost = str(error)
         finally:
             supervising.cancel()

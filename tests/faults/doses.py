@@ -78,11 +78,11 @@ class Doses:
     async def kill(self, service: str, step: str, *, whole: bool) -> Trial:
         """kill -9 of a service whose output never rests, at a random time (no `step`) or at a step; until its next new output."""
         await self._sleep(0.05, 0.4)
-        killed_s = await self._rig.doom(service, step, STEP_S) if step else None
+        killed_s = await self._rig.doom(service, step, STEP_S, whole=whole) if step else None
         how = step if killed_s is not None else "at a random time"
         if killed_s is None:
             killed_s = await self._rig.kill(service, whole=whole)
-        return Trial("kill", service, how, whole and how != step, await self._next_output(service, killed_s))
+        return Trial("kill", service, how, whole, await self._next_output(service, killed_s))
 
     async def _next_output(self, service: str, killed_s: float) -> float:
         ends, kind = self._rig.ends, OUTPUT_OF[service]
@@ -107,20 +107,22 @@ class Doses:
             killed_s = await self._rig.kill(service, whole=whole)
             self._release()
         elif step:
-            dooming = asyncio.create_task(self._rig.doom(service, step, STEP_S))
+            dooming = asyncio.create_task(self._rig.doom(service, step, STEP_S, whole=whole))
             await asyncio.sleep(0.05)
             self._release()
-            killed_s = await dooming or 0.0
+            killed_s = await dooming
+            if killed_s is None:  # it does not come by there every day
+                killed_s, step = await self._rig.kill(service, whole=whole), ""
         else:
             self._release()
             await self._sleep(0.0, 0.5)
             killed_s = await self._rig.kill(service, whole=whole)
-        loaded = early or (bool(killed_s) and await self._rig.ends.total(kind) == total)  # else the day's work was done before the kill
+        loaded = early or await self._rig.ends.total(kind) == total  # else the day's work was done before the kill
         came = await self._rig.ends.beyond(kind, total, OUTPUT_S)
         if not came:
             raise Lost(f"{service} was killed and {kind} has not grown for {OUTPUT_S:.0f} s: {self._rig.ready(service)}")
         took = time.monotonic() - killed_s if loaded else None
-        return Trial("kill" if killed_s else "none", service, step or "at a random time", whole and not step, took)
+        return Trial("kill", service, step or "at a random time", whole, took)
 
     async def _hold_before_midnight(self) -> None:
         (self._rig.feed_folder / "midnight").touch()
@@ -136,7 +138,7 @@ class Doses:
         servers = rig.stack.environment()
         addresses = Addresses(servers["DRIFTLINE_KAFKA"], servers["DRIFTLINE_REDIS"], servers["DRIFTLINE_REGISTRY"], rig.stack.run_dir)
         clock = SystemClock()
-        dooming = asyncio.create_task(rig.doom("trainer", step, STEP_S)) if step else None
+        dooming = asyncio.create_task(rig.doom("trainer", step, STEP_S, whole=whole)) if step else None
         await asyncio.sleep(0.05)
         command = retrain_command(rig.pipeline, clock, "operator", "the battery asks")
         answering = asyncio.create_task(send_to_trainer(addresses, rig.pipeline, clock, command, OUTPUT_S))
@@ -144,12 +146,12 @@ class Doses:
         killed_s = await dooming if dooming is not None else None
         loaded = dooming is not None or not answering.done()
         if killed_s is None:
-            loaded = not answering.done()
+            loaded, step = not answering.done(), ""
             killed_s = await rig.kill("trainer", whole=whole)
         outcome = (await answering).outcome
         took = time.monotonic() - killed_s if loaded else None
         self._release()
-        return Trial("kill", "trainer", step or "at a random time", whole and not step, took, {"outcome": outcome})
+        return Trial("kill", "trainer", step or "at a random time", whole, took, {"outcome": outcome})
 
     # SIGSTOP
 

@@ -144,9 +144,8 @@ def recoveries(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for service in dict.fromkeys(trial["service"] for trial in trials):
         mine = [trial for trial in trials if trial["service"] == service]
         groups = {
-            "worker, at a random time": [one for one in mine if not one["whole"] and one["how"] == "at a random time"],
-            "worker, at a step": [one for one in mine if not one["whole"] and one["how"] != "at a random time"],
-            "whole process group": [one for one in mine if one["whole"] and one["dose"] == "kill"],
+            "the worker alone": [one for one in mine if not one["whole"]],
+            "all of it": [one for one in mine if one["whole"] and one["dose"] == "kill"],
             "with a cut of its file": [one for one in mine if one["dose"] == "cut"],
             "emptied and rebuilt": [one for one in mine if one["dose"] == "flush"],
         }

@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ class Rig:
         self.redis_proxy = Proxy() if through else None
         self.exits: list[str] = []  # services that ended by themselves and were started again, in words
         self.memory_peaks: dict[str, int] = {}
-        self._meant: set[str] = set()  # whose end is our doing
+        self._meant: Counter[str] = Counter()  # whose end is our doing
 
     # Set-up
 
@@ -255,7 +256,7 @@ class Rig:
         """Start again, as a supervisor does, a service that ended by itself, and remember that it did; sample memory."""
         while True:
             for name, child in list(self.stack.children.items()):
-                if name in SERVICES and name not in self._meant and not child.alive:
+                if name in SERVICES and not self._meant[name] and not child.alive:
                     self.exits.append(f"{name} ended by itself (status {child.exit_code}): {child.log_tail(3)[-600:]}")
                     await asyncio.to_thread(self.stack.restart, name)
                 if name == "feeder" and not child.alive and child.exit_code != 0:
@@ -283,7 +284,7 @@ class Rig:
         try:
             yield
         finally:
-            self._meant.difference_update(names)
+            self._meant.subtract(names)
 
     async def kill(self, service: str, *, whole: bool) -> float:
         """
@@ -313,12 +314,12 @@ class Rig:
             await self.until(lambda: not child.alive, READY_S, f"{service} was killed and lives")
             await asyncio.to_thread(self.stack.restart, service)
 
-    async def doom(self, service: str, step: str, timeout_s: float) -> float | None:
-        """Let a service kill itself at a named step. Returns when it did; None when the step was not reached in time."""
+    async def doom(self, service: str, step: str, timeout_s: float, *, whole: bool) -> float | None:
+        """Let a service kill its worker, or all of itself, at a named step. Returns when; None when the step was not reached in time."""
         order, told = (self.stack.run_dir / f"{what}-{service}" for what in ("die", "died"))
         told.unlink(missing_ok=True)
         part = order.with_suffix(".part")
-        part.write_text(step)
+        part.write_text(f"{step} whole" if whole else step)
         with self.meaning(service):
             part.replace(order)
             deadline = time.monotonic() + timeout_s
@@ -330,7 +331,7 @@ class Rig:
                         return None
                 await asyncio.sleep(0.005)
             killed_s, pid = told.read_text().split()
-            await self._keep(service, int(pid))
+            await self._keep(service, self.stack.children[service].pid if whole else int(pid))
         return float(killed_s)
 
     def signal_all(self, name: str, number: signal.Signals) -> None:
