@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class Reader:
         self._stream = stream
         self._schemas = schemas
         self._wanted = fastavro.parse_schema(stream.fields())
-        self._types = {field["name"]: field["type"] for field in stream.fields()["fields"]}
+        kinds = {"string": str, "int": int, "long": int}
+        self._types = {field["name"]: kinds.get(str(field["type"]), object) for field in stream.fields()["fields"]}
         self._times = {
             field["name"]
             for field in json.loads((PIPELINE / stream.file).read_text())["fields"]
@@ -166,22 +168,14 @@ class Reader:
         for name, kind in self._types.items():
             if name not in told:
                 return None, "missing_id" if name == self._stream.id else "contract"
-            fields[name] = self._number(name, told[name])
-            if not _is_of(kind, fields[name]):
+            value = fields[name] = self._number(told[name]) if name in self._times else told[name]
+            if type(value) is not kind:
                 return None, "contract"
         return fields, ""
 
-    def _number(self, name: str, value: Any) -> Any:
-        """A time in RFC 3339 as milliseconds, everything else as it is."""
-        if name not in self._times or not isinstance(value, str):
-            return value
-        return (datetime.fromisoformat(value) - EPOCH) // timedelta(milliseconds=1)
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    if kind == "string":
-        return isinstance(value, str)
-    return kind not in ("int", "long") or (isinstance(value, int) and not isinstance(value, bool))
+    def _number(self, value: Any) -> Any:
+        """A time in RFC 3339 as milliseconds; a number as it is."""
+        return (datetime.fromisoformat(value) - EPOCH) // timedelta(milliseconds=1) if isinstance(value, str) else value
 
 
 @dataclass
@@ -265,6 +259,7 @@ def _ticks(clock: Sequence[ClockRecord], first: int) -> list[tuple[tuple[int, in
     return found
 
 
+@cache
 def murmur2(key: bytes) -> int:
     """The hash by which Kafka's Java client places keys, as an unsigned number of 32 bits without its sign."""
     m, mask = 0x5BD1E995, 0xFFFFFFFF

@@ -152,7 +152,7 @@ async def inputs(doses: Doses, rig: Rig, scale: float, chance: np.random.Generat
 
 
 OVERLOAD_S = 120.0
-OVERLOAD_PACE = 1_200.0
+OVERLOAD_PACE = 800.0
 
 
 async def overloads(doses: Doses, rig: Rig, scale: float, chance: np.random.Generator) -> Given:

@@ -222,7 +222,7 @@ def write(folder: Path, place: Path) -> str:
     results = [json.loads(one.read_text()) for one in sorted(folder.glob("*.json"))]
     if not results:
         return f"no results in {folder}: make faults"
-    place.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    place.with_suffix(".json").write_text("[\n" + ",\n".join(json.dumps(one) for one in results) + "\n]\n")
     place.write_text(page(results))
     return f"{place}: {sum(len(one['trials']) for one in results)} doses in {len(results)} plays"
 
