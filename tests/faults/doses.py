@@ -94,13 +94,10 @@ class Doses:
 
     async def kill_at_midnight(self, service: str, step: str, *, whole: bool) -> Trial:
         """
-        kill -9 of a service that works once a day. The feeder holds before the day is over; the kill comes then (its work is what it
-        finds when it is back), or a moment after, in the middle of it. The trainer is sent a command.
+        kill -9 of a service that works once a day, while the feeder holds at `midnight`: its work is what it finds when it is back. Or it
+        comes a moment after, in the middle of it.
         """
-        await self._hold_before_midnight()
         early = bool(self._chance.integers(2)) and not step
-        if service == "trainer":
-            return await self._kill_trainer(step, whole=whole)
         kind = OUTPUT_OF[service]
         total = await self._rig.ends.total(kind)
         if early:
@@ -124,7 +121,8 @@ class Doses:
         took = time.monotonic() - killed_s if loaded else None
         return Trial("kill", service, step or "at a random time", whole, took)
 
-    async def _hold_before_midnight(self) -> None:
+    async def midnight(self) -> None:
+        """Let the feeder hold before the day is over."""
         (self._rig.feed_folder / "midnight").touch()
         await self._rig.until((self._rig.feed_folder / "at-midnight").exists, OUTPUT_S, "the feeder is not at midnight")
         await asyncio.sleep(0.3)  # the loop has little to do now
@@ -132,8 +130,8 @@ class Doses:
     def _release(self) -> None:
         (self._rig.feed_folder / "midnight").unlink(missing_ok=True)
 
-    async def _kill_trainer(self, step: str, *, whole: bool) -> Trial:
-        """Commands of an operator: most end in the cooldown, some are trained. Until this command's own outcome."""
+    async def kill_trainer(self, step: str, *, whole: bool) -> Trial:
+        """While a command of an operator is answered: most end in the cooldown, some are trained. Until this command's own outcome."""
         rig = self._rig
         servers = rig.stack.environment()
         addresses = Addresses(servers["DRIFTLINE_KAFKA"], servers["DRIFTLINE_REDIS"], servers["DRIFTLINE_REGISTRY"], rig.stack.run_dir)
@@ -150,7 +148,6 @@ class Doses:
             killed_s = await rig.kill("trainer", whole=whole)
         outcome = (await answering).outcome
         took = time.monotonic() - killed_s if loaded else None
-        self._release()
         return Trial("kill", "trainer", step or "at a random time", whole, took, {"outcome": outcome})
 
     # SIGSTOP

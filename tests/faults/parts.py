@@ -65,9 +65,14 @@ def kill_some(shares: dict[str, int]) -> Callable[[Doses, Rig, float, np.random.
 
 
 async def kill_control(doses: Doses, rig: Rig, scale: float, chance: np.random.Generator) -> Given:
-    """Kills of those that work once a day."""
-    planned = [one for service in ("drift", "trainer", "rollout") for one in kills(service, scaled(30, scale), chance)]
-    for service, step, whole in shuffled(planned, chance):
+    """Kills of those that work once a day, a day a kill; in every other of these midnights the trainer is killed first."""
+    planned = [one for service in ("drift", "rollout") for one in kills(service, scaled(30, scale), chance)]
+    trainings = list(kills("trainer", scaled(30, scale), chance))
+    for number, (service, step, whole) in enumerate(shuffled(planned, chance)):
+        await doses.midnight()
+        if number % 2 == 0:
+            _, trainer_step, trainer_whole = trainings.pop()
+            yield await doses.kill_trainer(trainer_step, whole=trainer_whole)
         yield await doses.kill_at_midnight(service, step, whole=whole)
 
 
@@ -152,7 +157,7 @@ async def inputs(doses: Doses, rig: Rig, scale: float, chance: np.random.Generat
 
 
 OVERLOAD_S = 120.0
-OVERLOAD_PACE = 800.0
+OVERLOAD_PACE = 500.0
 
 
 async def overloads(doses: Doses, rig: Rig, scale: float, chance: np.random.Generator) -> Given:
@@ -173,17 +178,17 @@ async def small(doses: Doses, rig: Rig, scale: float, chance: np.random.Generato
     yield await doses.kill("feature", "after_ack", whole=True)
 
 
-SMALL = Part("small", small, pace=300, through=True, mix={"duplicates": 0.1, "disorder": 0.05, "late": 0.05})
+SMALL = Part("small", small, pace=200, through=True, mix={"duplicates": 0.1, "disorder": 0.05, "late": 0.05})
 PARTS = {
     one.name: one
     for one in (
-        Part("kills-feature", kill_some({"feature": 200}), pace=900),
-        Part("kills", kill_some({"intake": 100, "inference": 100, "labeler": 100}), pace=600),
+        Part("kills-feature", kill_some({"feature": 200}), pace=400),
+        Part("kills", kill_some({"intake": 100, "inference": 100, "labeler": 100}), pace=300),
         Part("kills-control", kill_control, pace=4_000),
-        Part("pauses-and-joins", pause_and_join, pace=600),
-        Part("servers", servers, pace=600),
+        Part("pauses-and-joins", pause_and_join, pace=300),
+        Part("servers", servers, pace=300),
         Part("rebuilds", rebuilds, pace=3_000),
-        Part("network", network, pace=400, through=True),
+        Part("network", network, pace=250, through=True),
         Part("overload", overloads, pace=OVERLOAD_PACE),
         Part("inputs", inputs, pace=1_500, mix={"duplicates": 0.1, "disorder": 0.1, "late": 0.05, "ahead": 0.01}),
     )
