@@ -159,6 +159,9 @@ def steps(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """How many kills fell on which step."""
     told = Counter((trial["service"], trial["how"]) for one in results for trial in one["trials"] if trial["dose"] == "kill")
     names = ("at a random time", "after_poll", "after_core", "after_send", "after_ack", "inside_commit", "after_commit")
+    ended = Counter(trial["told"]["outcome"] for one in results for trial in one["trials"] if "outcome" in trial["told"])
+    if ended:
+        yield f"The commands during which the trainer was killed ended as: {', '.join(f'{n} {how}' for how, n in ended.items())}.\n"
     yield f"| kills of | {' | '.join(names)} |"
     yield f"|---{'|---' * len(names)}|"
     for service in dict.fromkeys(service for service, _ in told):
