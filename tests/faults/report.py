@@ -18,7 +18,7 @@ import numpy as np
 from driftline.local.broker import KAFKA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / ".driftline" / "faults"
+RESULTS = ROOT / ".faults"
 PAGE = ROOT / "docs" / "reliability.md"
 WANTED: tuple[tuple[str, str, str, int], ...] = (  # dose, service or how ("" is any), in words, how many
     ("kill", "feature", "kill -9 of feature", 200),
