@@ -3,7 +3,7 @@
 COUNT ?= 1000000
 SEED ?= 7
 WORKERS ?= 2
-.PHONY: demo test check mutants hostile-models hostile-messages pin setup help
+.PHONY: demo test check mutants faults hostile-models hostile-messages pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -20,6 +20,9 @@ check: setup  ## lint, format, types, imports: what CI checks beside the tests
 
 mutants: setup  ## each law of docs/laws.md broken on purpose in a copy of the tree: its test has to fail (ARGS=05: law 5 alone)
 	$(BIN)/python tests/laws/run.py $(ARGS)
+
+faults: setup  ## the fault battery, in parts that can be run apart, and docs/reliability.md (ARGS="--part kills --seed 3": one part)
+	$(BIN)/python tests/faults/battery.py $(ARGS)
 
 hostile-models: setup  ## docs/hostile-models.md: every hostile model of the tests, who refuses it, and in which words
 	$(BIN)/python tests/hostile/models/zoo.py

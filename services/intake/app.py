@@ -276,7 +276,10 @@ class IntakePart:
         return await (self._replay_horizon(intake) if self._settings.replay else self._live_horizon())
 
     async def _replay_horizon(self, intake: Intake) -> Horizon | None:
-        """The next clock record that is not passed yet."""
+        """
+        The next clock record that is not passed yet: its ticks are not all there, or something below its ends is to be read again, for
+        whether that is too far ahead is judged by this record's time, whenever it is read.
+        """
         if self._horizons is None:
             raise Fatal("the clock is not being read")
         if not self._clock_records:
@@ -286,7 +289,8 @@ class IntakePart:
             return None
         horizon = self._clock_records.popleft()
         passed = intake.tick is not None and (intake.tick + 1) * self._pipeline.tick_ms > horizon.until
-        return None if passed else horizon
+        read = all(upstream.read_to(horizon.ends[origin]) for origin, upstream in self._upstreams.items())
+        return None if passed and read else horizon
 
     def _horizon_of(self, record: ClockRecord) -> Horizon:
         numbers = {stream.topic: stream.number for stream in self._pipeline.streams}

@@ -180,13 +180,20 @@ def _keep(path: Path, content: bytes) -> None:
 
 
 class Broker(Server):
-    """A single Kafka node with its log in `folder`, for clients on this machine. Creates no topic that it was not asked for."""
+    """
+    A single Kafka node with its log in `folder`, for clients on this machine. Creates no topic that it was not asked for.
+
+    With `detour`, the port of a proxy on this machine, it listens on `detour_port` too, and tells clients that come there to go on by
+    the proxy: whoever starts at the proxy stays behind it.
+    """
 
     name = "kafka"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, detour: int | None = None) -> None:
         super().__init__(folder)
         self.cluster = ""
+        self.detour_port = 0
+        self._detour = detour
 
     @property
     def address(self) -> str:
@@ -214,6 +221,11 @@ class Broker(Server):
             "controller.quorum.voters": f"{NODE}@{HOST}:{controller}",
             "log.dirs": str(log),
         }
+        if self._detour is not None:
+            self.detour_port = self.detour_port or free_port()
+            addresses["listeners"] += f",DETOUR://{HOST}:{self.detour_port}"
+            addresses["advertised.listeners"] += f",DETOUR://{HOST}:{self._detour}"
+            addresses["listener.security.protocol.map"] = f"{SETTINGS['listener.security.protocol.map']},DETOUR:PLAINTEXT"
         settings = self.folder.resolve() / "server.properties"
         settings.write_text("".join(f"{name}={value}\n" for name, value in (SETTINGS | addresses).items()))
         classpath = os.pathsep.join(str(jar_folder().resolve() / jar.file) for jar in pinned_jars())

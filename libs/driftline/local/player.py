@@ -384,7 +384,9 @@ class Player:
         ends = tuple(End(topic, partition, offset) for (topic, partition), offset in self._ends.items())
         record = ClockRecord(end_ms, self._loop.version, ends, last)
         await self._publisher.send(
-            as_messages("clock", "clock", [record], source=Source.CLOCK, offsets=[end_ms // DAY_MS], indexes=[0], partition=0)
+            as_messages(
+                "clock", "clock", [record], source=Source.CLOCK, offsets=[end_ms // self._pipeline.tick_ms], indexes=[0], partition=0
+            )
         )
 
     async def _barrier(self, end_ms: int, told: Day) -> None:

@@ -233,6 +233,25 @@ async def test_a_replay_gives_the_one_log(upstream: Upstream):
     assert expected(upstream, told, end) == await upstream.log()
 
 
+async def test_a_restart_judges_a_record_by_the_clock_record_that_covers_it(upstream: Upstream):
+    """
+    What was too far ahead when it was read is refused again after a restart, though the clock has gone on meanwhile.
+    """
+    minute_ms, first, second = 60_000, START + 10_000, START + 430_000
+    ahead = [START, first + 2 * minute_ms, first + 6 * minute_ms]  # on the log at once, later, and never
+    await upstream.put(upstream.payments, 0, *(payment(n, at) for n, at in enumerate(ahead)))
+    ends = (End(upstream.payments, 0, 3), End(upstream.payments, 1, 0), End(upstream.prices, 0, 0))
+    for number, time in enumerate((first, second)):
+        told = [ClockRecord(time, number, ends, number == 1)]
+        at: dict[str, Any] = {"source": Source.CLOCK, "offsets": [number], "indexes": [0], "partition": 0, "to": 0}
+        await upstream.publish(Writer.PLAYER, as_messages("clock", ClockRecord.message, told, **at))
+        async with running(upstream.intake(replay=True)):
+            await until(lambda time=time: complete(upstream, time))
+            await asyncio.sleep(0.5)
+    assert await ids(upstream) == {"p0", "p1"}
+    assert await upstream.letters() == [(upstream.payments, 2, "future")]
+
+
 class Killed(Exception):
     """As kill -9 would: nothing after it happens."""
 

@@ -116,3 +116,23 @@ async def test_what_was_acknowledged_is_there_after_a_crash(tmp_path: Path) -> N
             values = [(await consumer.getone()).value for _ in range(20)]
     assert values == [b"%d" % number for number in range(20)]
     assert not broker.alive
+
+
+async def test_whoever_comes_by_the_detour_is_told_to_stay_on_it(tmp_path: Path) -> None:
+    """
+    A client that starts at the proxy learns the proxy's address as the broker's; one that starts at the broker does not.
+    """
+    proxy = 47_111  # nobody needs to listen there: it is only told
+    with Broker(tmp_path / "kafka", detour=proxy) as broker:
+        assert [await told_port(broker.detour_port), await told_port(broker.port)] == [proxy, broker.port]
+
+
+async def told_port(port: int) -> int:
+    """The port at which a broker says that it is."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
+    try:
+        await admin.start()
+        (told,) = admin._client.cluster.brokers()
+        return int(told.port)
+    finally:
+        await admin.close()
