@@ -190,13 +190,15 @@ class _Session:
         """Find out where to go on, and refuse if this log, this state or this definition is another than was left here."""
         await self._source.start()
         await self._sink.start()
+        # In this order, because another process may still be at work here: what is asked for later is never behind what was told
+        # before. A ledger that is read after the log's end may be beyond it, and an offset is committed behind its ledger.
+        committed = await self._source.committed()
+        entry = await self._ledger.open() if self._ledger is not None else None
         start, end = await self._source.bounds()
         self._end = end
-        committed = await self._source.committed()
         if self._ledger is None:
             self.position = start if committed is None else committed
         else:
-            entry = await self._ledger.open()
             if entry is None and committed is not None:
                 raise Fatal(self._worded("the store has no ledger, but the group has a committed offset: the state was lost"))
             if entry is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -516,6 +516,41 @@ async def test_a_partition_on_which_nothing_waits_may_be_started_again_and_again
     await bench.publish(3)
     await bench.run_until(3)
     assert (expected(3), 0) == await bench.outcomes()
+
+
+class IsOvertaken(MemoryLedger):
+    """Before it is read for the first time, something happens."""
+
+    before: ClassVar[list[Callable[[], Awaitable[object]]]] = []
+
+    async def open(self) -> Entry | None:
+        while IsOvertaken.before:
+            await IsOvertaken.before.pop()()
+        return await super().open()
+
+
+async def test_a_partition_that_moves_on_while_it_is_acquired_is_not_taken_for_another_log(bench: Bench):
+    """
+    A process that starts while the one before it is still at work finds the ledger further on than the log's end was a moment ago.
+    """
+    await bench.publish(20)
+    await bench.run_until(20)
+
+    async def overtake() -> None:
+        bench.ledger_kind = MemoryLedger
+        await bench.publish(20, first=20)
+        await bench.run_until(40)
+
+    IsOvertaken.before = [overtake]
+    bench.ledger_kind = IsOvertaken
+    worker = await bench.worker()
+    task = asyncio.create_task(worker.run())
+    while not worker.ready and not task.done():
+        await asyncio.sleep(0.01)
+    worker.stop()
+    await task
+    assert worker.refused == ""
+    assert (expected(40), 0) == await bench.outcomes()
 
 
 class Hangs(Sink):
