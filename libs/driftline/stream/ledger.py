@@ -49,16 +49,19 @@ class Ledger(Protocol):
         """Rows by key, read in one command with the entry. Raises Fenced when the entry is not the one last known."""
 
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
-        """Write `entry` and `rows` (None deletes) at once. Raises Fenced when the entry moved, Recoverable when unsure."""
+        """
+        Write `entry` and `rows` (None deletes) at once, and clear the tries, if any were counted: a count that outlived the progress
+        would be held against the next record. Raises Fenced when the entry moved, Recoverable when unsure.
+        """
 
     async def check(self) -> None:
         """Raises Fenced when the entry is not the one last known."""
 
     async def count_try(self) -> int:
-        """Count one attempt to go on from here, and say how many there were since the last commit that cleared them."""
+        """Count one attempt to go on from here, and say how many there were since the last commit."""
 
     async def clear_tries(self) -> None:
-        """Progress was made."""
+        """No attempt counts any more."""
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -103,6 +106,7 @@ class RedisLedger:
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + b"ledger"
         self._tries = self._prefix + b"tries"
+        self._tried = False
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:
@@ -122,7 +126,7 @@ class RedisLedger:
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         after = ENCODE(entry)
         writes = {self._prefix + key: row for key, row in rows.items() if row is not None}
-        deletes = [self._prefix + key for key, row in rows.items() if row is None]
+        deletes = [self._prefix + key for key, row in rows.items() if row is None] + [self._tries] * self._tried
         async with self._client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(self._key)
@@ -140,8 +144,10 @@ class RedisLedger:
         if not answers or answers[0] is not True:
             raise Recoverable(f"commit not acknowledged: {answers!r}")
         self._known = after
+        self._tried = False
 
     async def count_try(self) -> int:
+        self._tried = True
         count: int = await self._ask(self._client.incr(self._tries))
         return count
 
@@ -194,6 +200,7 @@ class MemoryLedger:
                 self._values.pop(self._prefix + key, None)
             else:
                 self._values[self._prefix + key] = row
+        self._values.pop(self._tries, None)
         self._known = self._values[self._key] = ENCODE(entry)
 
     async def count_try(self) -> int:

@@ -335,9 +335,7 @@ class _Session:
         await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
 
     async def _progress(self) -> None:
-        if self._ledger is not None and self._tries:
-            await self._ledger.clear_tries()
-            self._tries = 0
+        self._tries = 0  # the commit has cleared them in the store
         if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
             await self.mark()
 

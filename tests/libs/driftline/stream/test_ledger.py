@@ -114,6 +114,17 @@ async def test_tries_are_counted_until_they_are_cleared(make: Make):
     assert await make().count_try() == 1
 
 
+async def test_a_commit_clears_the_tries_in_the_same_write(make: Make):
+    """
+    Were they cleared behind it, a process that dies in between would leave the count of one record to the next.
+    """
+    one = make()
+    await one.open()
+    assert [await one.count_try(), await one.count_try()] == [1, 2]
+    await one.commit(entry(1), {})
+    assert await make().count_try() == 1
+
+
 async def test_a_commit_between_compare_and_write_is_noticed(redis_ledger: Callable[[str], RedisLedger]):
     """
     A nil EXEC is no success: the ledger moved after it was compared.
