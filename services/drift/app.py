@@ -25,6 +25,7 @@ from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Effects
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
+from driftline.stream.worker import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
@@ -52,6 +53,7 @@ def build(settings: Settings, clock: Clock) -> Process:
             return Reference({}, {}, [0] * SCORE_BINS)
         return Reference.of(manifest.reference, manifest.dispersion)
 
+    turns = Turns()
     answers = Wiring(
         service="drift-journal",
         reads=topics.journal,
@@ -60,6 +62,7 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.JOURNAL,
         core=lambda partition, _: AnswersDrift(pipeline, partition, reference),
         row_format=ROW_FORMAT,
+        turns=turns,
     )
     examples = Wiring(
         service="drift-examples",
@@ -69,6 +72,7 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.EXAMPLES,
         core=lambda partition, _: ExamplesDrift(pipeline, partition),
         row_format=ROW_FORMAT,
+        turns=turns,
     )
     merge = Wiring(
         service="drift",
@@ -78,6 +82,7 @@ def build(settings: Settings, clock: Clock) -> Process:
         source=Source.SUMMARIES,
         core=lambda _, partitions: Merge(pipeline, partitions, reference),
         row_format=ROW_FORMAT,
+        turns=turns,
         observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
     parts = [Operators(wiring, settings, pipeline, registry, clock) for wiring in (answers, examples, merge)]

@@ -60,6 +60,9 @@ class Ledger(Protocol):
     async def count_try(self) -> int:
         """Count one attempt to go on from here, and say how many there were since the last commit."""
 
+    async def count_alone(self) -> int:
+        """The same for attempts with one single record, and nothing else in hand."""
+
     async def clear_tries(self) -> None:
         """No attempt counts any more."""
 
@@ -105,8 +108,8 @@ class RedisLedger:
         self._client = client
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + b"ledger"
-        self._tries = self._prefix + b"tries"
-        self._tried = False
+        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
+        self._counted: list[bytes] = []
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:
@@ -126,7 +129,7 @@ class RedisLedger:
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         after = ENCODE(entry)
         writes = {self._prefix + key: row for key, row in rows.items() if row is not None}
-        deletes = [self._prefix + key for key, row in rows.items() if row is None] + [self._tries] * self._tried
+        deletes = [self._prefix + key for key, row in rows.items() if row is None]
         async with self._client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(self._key)
@@ -134,8 +137,8 @@ class RedisLedger:
                     raise Fenced("another process moved the ledger")
                 pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
                 pipe.mset({**writes, self._key: after})
-                if deletes:
-                    pipe.delete(*deletes)
+                if deletes or self._counted:
+                    pipe.delete(*deletes, *self._counted)
                 answers = await pipe.execute()
             except WatchError as error:
                 raise Fenced("another process moved the ledger during the commit") from error
@@ -144,15 +147,20 @@ class RedisLedger:
         if not answers or answers[0] is not True:
             raise Recoverable(f"commit not acknowledged: {answers!r}")
         self._known = after
-        self._tried = False
+        self._counted = []
 
     async def count_try(self) -> int:
-        self._tried = True
+        self._counted = [self._tries, self._alone]
         count: int = await self._ask(self._client.incr(self._tries))
         return count
 
+    async def count_alone(self) -> int:
+        self._counted = [self._tries, self._alone]
+        count: int = await self._ask(self._client.incr(self._alone))
+        return count
+
     async def clear_tries(self) -> None:
-        await self._ask(self._client.delete(self._tries))
+        await self._ask(self._client.delete(self._tries, self._alone))
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -178,7 +186,7 @@ class MemoryLedger:
         self._values = store.values
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + b"ledger"
-        self._tries = self._prefix + b"tries"
+        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:
@@ -200,16 +208,23 @@ class MemoryLedger:
                 self._values.pop(self._prefix + key, None)
             else:
                 self._values[self._prefix + key] = row
-        self._values.pop(self._tries, None)
+        await self.clear_tries()
         self._known = self._values[self._key] = ENCODE(entry)
 
     async def count_try(self) -> int:
-        count = int(self._values.get(self._tries, b"0")) + 1
-        self._values[self._tries] = str(count).encode()
+        return self._count(self._tries)
+
+    async def count_alone(self) -> int:
+        return self._count(self._alone)
+
+    def _count(self, key: bytes) -> int:
+        count = int(self._values.get(key, b"0")) + 1
+        self._values[key] = str(count).encode()
         return count
 
     async def clear_tries(self) -> None:
         self._values.pop(self._tries, None)
+        self._values.pop(self._alone, None)
 
     async def close(self) -> None:
         pass

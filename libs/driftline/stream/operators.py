@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from driftline.clock import Clock
@@ -24,7 +25,7 @@ from driftline.stream.kafka import Cluster, LogReader, Sink, Source, describe
 from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
-from driftline.stream.worker import Operator, Worker
+from driftline.stream.worker import Operator, Turns, Worker
 
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +66,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
     row_format: int | None = None  # None: no state, no ledger
     before: Callable[[Batch], Awaitable[None]] | None = None
     observe: Callable[[int, Any, Effects], None] | None = None  # partition, core, what it did
+    turns: Turns = msgspec.field(default_factory=Turns)  # one for all operators of a process
 
 
 class Operators:
@@ -138,6 +140,7 @@ class Operators:
             before=wiring.before,
             observe=wiring.observe,
             records_max=settings.records_max,
+            turns=wiring.turns,
         )
 
     def stop(self) -> None:

@@ -22,9 +22,8 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from driftline.clock import Clock
 from driftline.errors import Fatal, Recoverable
@@ -43,6 +42,35 @@ IDLE_CHECK_S = 1.0
 SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
 MARK_EVERY_S = 1.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+class Turns:
+    """
+    Who of a process has a batch in hand: all partitions at once, or, while one of them has stopped too often, one at a time. Which of
+    them a death is to be blamed on is known only then.
+    """
+
+    def __init__(self) -> None:
+        self._suspects: set[object] = set()
+        self._in_hand = 0
+        self._changed = asyncio.Condition()
+
+    def suspect(self, partition: object, whether: bool) -> None:
+        """From now on `partition` is suspected, or is so no longer."""
+        (self._suspects.add if whether else self._suspects.discard)(partition)
+
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and have it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not (self._suspects and self._in_hand))
+            self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            async with self._changed:
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +93,7 @@ class Operator:
     before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
     observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
+    turns: Turns = field(default_factory=Turns)  # shared by all partitions of the process
 
 
 class Worker:
@@ -248,6 +277,7 @@ class _Session:
         self._tries = await ledger.count_try()
         halvings = max(0, self._tries - TRIES_BEFORE_CAUTION)
         self._records_max = max(1, self._operator.records_max >> min(halvings, 60))
+        self._operator.turns.suspect(self, halvings > 0)
 
     async def forgive(self) -> None:
         """A fault that the process lived to see is no crash: do not hold it against the next record."""
@@ -255,9 +285,14 @@ class _Session:
             with contextlib.suppress(Recoverable):
                 await self._ledger.clear_tries()
 
-    def _is_poison(self) -> bool:
-        """A single record that stopped the process before, and did so alone."""
-        return self._tries > TRIES_BEFORE_CAUTION + 1 + math.log2(self._operator.records_max)
+    async def _is_poison(self) -> bool:
+        """
+        A single record with which the process died before, with no other in hand. The count of tries alone would not do: all
+        partitions of a process die together.
+        """
+        if self._ledger is None or self._tries <= TRIES_BEFORE_CAUTION or self._records_max > 1:
+            return False
+        return await self._ledger.count_alone() > 1
 
     async def round(self) -> bool:
         """Poll and apply once. True when something was applied."""
@@ -266,9 +301,14 @@ class _Session:
             await self._idle()
             return False
         self._idle_since = self._heard_at = self._clock.monotonic_s()
-        if self._is_poison():
-            await self._give_up(polled)
-            return True
+        async with self._operator.turns.taken():
+            if await self._is_poison():
+                await self._give_up(polled)
+            else:
+                await self._take(polled)
+        return True
+
+    async def _take(self, polled: Polled) -> None:
         with self._timed("decode"):
             batch, refused = self._operator.decoder.decode(self._partition, polled)
         if self._operator.before is not None:
@@ -279,7 +319,7 @@ class _Session:
             await self._apply(part, mine, polled)
             if part.next_offset == batch.next_offset:
                 self._records_max = min(2 * self._records_max, self._operator.records_max)
-                return True
+                return
             batch = batch.tail(part.next_offset)
 
     def _cut(self, batch: Batch) -> Batch:
@@ -332,10 +372,12 @@ class _Session:
         """The first record has crashed the process time and again: set it aside, raw."""
         offset = polled.offsets[0]
         batch = Batch(self._partition, offset, offset + 1, {})
-        await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
+        await self._apply(batch, [Refused(offset, "poison", "stopped the process time and again")], polled)
 
     async def _progress(self) -> None:
-        self._tries = 0  # the commit has cleared them in the store
+        if self._tries:
+            self._tries = 0  # the commit has cleared them in the store
+            self._operator.turns.suspect(self, False)
         if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
             await self.mark()
 
@@ -383,6 +425,7 @@ class _Session:
 
     async def close(self) -> None:
         """Let go of everything; what was not acked is forgotten."""
+        self._operator.turns.suspect(self, False)
         for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
             try:
                 await asyncio.wait_for(part, 5)

@@ -158,8 +158,11 @@ class Bench:
 
     def standing(self) -> int:
         """The offset that the ledger says is next."""
-        values = [value for key, value in self.store.values.items() if key.endswith(b":ledger")]
-        return entry(values[0]).next if values else 0
+        return self.nexts()[0] if self.nexts() else 0
+
+    def nexts(self) -> list[int]:
+        """The same of all partitions that have a ledger."""
+        return [entry(value).next for key, value in self.store.values.items() if key.endswith(b":ledger")]
 
 
 def entry(value: bytes) -> Entry:
@@ -498,6 +501,51 @@ async def test_a_record_that_stops_the_process_time_and_again_is_set_aside(bench
     found, _ = await bench.outcomes()
     assert [str(n) for n in range(20) if n != 7] == [name for name, _ in found]
     assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
+
+
+class DiesWithItsProcess(MemoryLedger):
+    """A process that was killed forgives nobody."""
+
+    dead: ClassVar[bool] = False
+
+    async def clear_tries(self) -> None:
+        if DiesWithItsProcess.dead:
+            raise Recoverable("the process is gone")
+        await super().clear_tries()
+
+
+class Slow(Sink):
+    """Has not sent before its neighbour's record has killed the process."""
+
+    async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
+        await asyncio.sleep(0.3 if partition else 0)
+        return await super().send(messages, partition, now_ms)
+
+
+async def test_a_record_is_not_blamed_for_what_the_neighbouring_partition_did(kafka: str):
+    """
+    Partitions of one process die together; only the record that was alone in hand each time goes to the dead letters.
+    """
+    bench = Bench(kafka, records_max=4, ledger_kind=DiesWithItsProcess, sink_kind=Slow)
+    await ensure_topics(kafka, bench.topics, 2)
+    await bench.publish(10)
+    await bench.publish(6, first=100, partition=1)
+    crashes = 0
+    while len(bench.nexts()) < 2 or sum(bench.nexts()) < 16:
+        assert crashes < 40
+        DiesWithItsProcess.dead = False
+        first = await bench.worker(0)
+        object.__setattr__(first._operator, "core", lambda _: StopsAtNumber())
+        workers = [first, Worker(first._operator, 1, SystemClock())]
+        tasks = [asyncio.create_task(worker.run()) for worker in workers]
+        while sum(bench.nexts()) < 16 and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+        DiesWithItsProcess.dead = any(task.done() for task in tasks)
+        crashes += DiesWithItsProcess.dead
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert [(offset, reason) for _, offset, reason, _ in await dead_letters(bench)] == [(7, "poison")]
 
 
 async def test_a_partition_on_which_nothing_waits_may_be_started_again_and_again(bench: Bench):
