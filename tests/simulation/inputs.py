@@ -62,7 +62,7 @@ class Happenings:
         if self._recent and random.random() < 0.08:  # the application sends it again
             stream, record = random.choice(self._recent[-4:])
             return stream, {**record, "visible": max(record["visible"], self.now - 40)} | self._times(stream, max(record["visible"], self.now - 40))
-        if self._pipeline == "shops" and self._asked and random.random() < 0.45:
+        if self._pipeline != "one" and self._asked and random.random() < 0.45:
             stream, record = "facts", self._fact()
         else:
             stream, record = "asks", self._ask()
@@ -273,7 +273,7 @@ def journal(world: World, n: int) -> tuple[list[Fields], list[Fields]]:
 
 def upstream_value(pipeline: str, stream: str, record: Fields) -> bytes:
     """A record as an application publishes it."""
-    names = (*FIELDS[stream], "shop") if pipeline == "shops" and stream == "asks" else FIELDS[stream]
+    names = (*FIELDS[stream], "shop") if pipeline != "one" and stream == "asks" else FIELDS[stream]
     return json.dumps({name: record[name] for name in names}).encode()
 
 

@@ -138,7 +138,7 @@ class Views:
         return [counted, spent, told, shop.last(asked, "facts", "amount", 200), amount, card.age(asked), shop.age(asked)]
 
 
-STREAMS = {"one": ("asks",), "shops": ("asks", "facts")}
+STREAMS = {"one": ("asks",), "shops": ("asks", "facts"), "live": ("asks", "facts")}
 
 
 @dataclass
@@ -185,12 +185,12 @@ def feature(
             continue
         about = _about(event, partition, offset)
         if row is not None:
-            slices = [record["shop"]] if pipeline == "shops" else []
+            slices = [record["shop"]] if pipeline != "one" else []
             packed = struct.pack(f"<{len(row)}f", *row)
             said.features.append({"message": "row", **about, "id": event["id"], "deployment": deployment, "layout": layout, "slices": slices, "row": packed})
         elif stream == "facts" and record["amount"] is not None:
             label = int(record["amount"] > 5)
-            said.journal.append({"message": "outcome", **about, "id": record["ask_id"], "label": label, "origin": "shops-facts"})
+            said.journal.append({"message": "outcome", **about, "id": record["ask_id"], "label": label, "origin": f"{pipeline}-facts"})
     return said
 
 

@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from .topologies import simulate
+from .simulation import simulate
 from .world import installed
 
 
@@ -22,9 +22,10 @@ def main() -> None:
     with installed():
         for seed in range(first, first + n):
             t0 = time.process_time()
-            world, name, found = simulate(seed, print if verbose else None, next((a[5:] for a in sys.argv if a.startswith("only=")), ""))
+            run = simulate(seed, print if verbose else None, next((a[5:] for a in sys.argv if a.startswith("only=")), ""))
+            name, found = run.topology, run.violations
             took = time.process_time() - t0
-            names.setdefault(name, []).append((took, world.wire.requests, world.loop.now_s))
+            names.setdefault(name, []).append((took, run.requests, run.virtual_s))
             if seed % 100 == 0:
                 gc.collect()
             if found:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import services.feature.app
@@ -232,25 +232,3 @@ class Chain(OneInput):
             found += checks.same_outputs(f"{journal.name} by inference", answers, checks.accepted(journal, oracle.INFERENCE))
         more, also = self.labeler_violations()
         return [*found, *more, *checks.letters(world, self.topics.dead_letters.name, owed | also)]
-
-
-TOPOLOGIES: dict[str, tuple[type[Topology], float]] = {
-    "one input": (OneInput, 4),
-    "broadcast": (Broadcast, 2),
-    "join": (Join, 4),
-    "chain": (Chain, 1),
-}
-
-
-def simulate(seed: int, trace: Callable[[str], None] | None = None, only: str = "") -> tuple[World, str, list[str]]:
-    """One run of one seed: its world, the name of its topology, and what was violated."""
-    world = World(seed, trace)
-    names = [only] if only else list(TOPOLOGIES)
-    name = world.random.choices(names, [TOPOLOGIES[one][1] for one in names])[0]
-    topology = TOPOLOGIES[name][0](world)
-    world.wire.tell(f"seed {seed}: {name}; {world.wire.dose.told()}")
-    took_s = world.run(topology.players(), topology.done)
-    found = checks.nothing_unforeseen(world) + checks.progress(world, took_s)
-    if not found:
-        found = topology.violations() + checks.conservation(world)
-    return world, name, found
