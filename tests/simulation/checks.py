@@ -162,18 +162,12 @@ def progress(world: World, took_s: float | None) -> list[str]:
         return []
     standing = []
     for slot in world.slots:
-        if not slot.stopped and not world.standing_right(slot):
+        if not slot.refused and not world.standing_right(slot):
             for group, number in slot.partitions:
                 entry = world.entry(group, number) if slot.stateful else None
                 stands = entry.next if entry else world.cluster.committed.get((group, slot.reads, number))
                 standing.append(f"{group}[{number}] at {stands} of {world.log(slot.reads, number).end}")
     return [f"no progress within {PROGRESS_S:.0f} s after the faults stopped: {'; '.join(standing) or 'what is asked for is not there'}"]
-
-
-def nothing_unforeseen(world: World, refusals: bool = False) -> list[str]:
-    """No process ended by itself, and none refused to go on."""
-    refused = [f"{slot.name} refused: {words}" for slot in world.slots for words in slot.refusals]
-    return [*world.surprises, *([] if refusals else refused)]
 
 
 def bounded(world: World, limits: Mapping[str, int]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from . import checks
 from .merging import Live, Replay
 from .topologies import Broadcast, Chain, Join, OneInput, Topology
+from .upheavals import Upheaval
 from .world import World
 
 TOPOLOGIES: dict[str, tuple[type[Topology], float]] = {  # with how often each is drawn
@@ -19,6 +20,7 @@ TOPOLOGIES: dict[str, tuple[type[Topology], float]] = {  # with how often each i
     "stateless between stateful": (Chain, 1),
     "merge in a replay": (Replay, 3),
     "merge live": (Live, 2),
+    "one input, refused": (Upheaval, 1),
 }
 
 
@@ -41,7 +43,7 @@ def simulate(seed: int, trace: Callable[[str], None] | None = None, only: str = 
     topology = TOPOLOGIES[name][0](world)
     world.wire.tell(f"seed {seed}: {name}; {world.wire.dose.told()}")
     took_s = world.run(topology.players(), topology.done)
-    found = checks.nothing_unforeseen(world) + checks.progress(world, took_s)
+    found = world.surprises + topology.refusals() + checks.progress(world, took_s)
     if not found:
         found = topology.violations() + checks.conservation(world)
     for violation in found:

@@ -70,6 +70,12 @@ class Slot:
         self.refusals: list[str] = []
         self.stopped = False  # nobody starts it again
 
+    @property
+    def refused(self) -> list[str]:
+        """What its processes said that must not go on; the one that runs may have other partitions to go on with."""
+        parts = self.process.parts if self.process is not None and not self.process.dead else ()
+        return [*self.refusals, *_refused(parts)]
+
 
 class World:
     """Everything of one run."""
@@ -139,10 +145,9 @@ class World:
             if not process.dead:
                 self.surprises.append(f"{process.name} ended by itself: {_innermost(error)!r}")
                 self.wire.tell(self.surprises[-1])
-        refused = "; ".join(words for part in process.parts if (words := getattr(part, "refused", "")))
-        if refused and not process.dead:
-            self.wire.tell(f"{process.name} refuses: {refused}")
-            slot.refusals.append(refused)
+        if (refused := _refused(process.parts)) and not process.dead:
+            self.wire.tell(f"{process.name} refuses: {'; '.join(refused)}")
+            slot.refusals += refused
             slot.stopped = True
         process.die()
 
@@ -254,7 +259,7 @@ class World:
         if not all(process.dead for process in self.zombies):
             return False
         for slot in self.slots:
-            if slot.stopped or slot.process is None:
+            if slot.stopped or slot.process is None or slot.refused:
                 continue
             if slot.process.dead:
                 return False
@@ -285,6 +290,7 @@ class World:
         """Let go of everything: each task is cancelled, and finds itself dead."""
         self.over = True
         for slot in self.slots:
+            slot.refusals = slot.refused
             if slot.process is not None:
                 slot.process.die()
         with contextlib.suppress(NothingWillHappen):
@@ -301,6 +307,10 @@ class World:
     def log(self, topic: str, partition: int) -> Log:
         """One log."""
         return self.cluster.logs[topic][partition]
+
+
+def _refused(parts: Sequence[Any]) -> list[str]:
+    return [words for part in parts if (words := getattr(part, "refused", ""))]
 
 
 def _innermost(error: BaseException) -> BaseException:
