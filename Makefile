@@ -1,6 +1,6 @@
 # Needs Python 3.11 to 3.13 and a shell. Every target sets up .venv first; the second time that touches no network.
 # PYTHON=/path/to/python3.12 chooses the Python; ARGS=... goes on to the command.
-.PHONY: demo test check mutants pin setup help
+.PHONY: demo test check mutants simulate pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -18,6 +18,9 @@ check: setup  ## lint, format, types, imports: what CI checks beside the tests
 mutants: setup  ## each law of docs/laws.md broken on purpose in a copy of the tree: its test has to fail (ARGS=05: law 5 alone)
 	$(BIN)/python tests/laws/run.py $(ARGS)
 
+simulate: setup  ## the runtime under faults of chance, then its mutants (SEEDS=n FIRST=n; ARGS=-v: the trace of each seed)
+	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),100000) --first $(or $(FIRST),1) $(ARGS)
+
 pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in
 
@@ -25,4 +28,4 @@ setup:  ## .venv, packages, the broker's jars; nothing when they are there
 	@sh libs/driftline/local/setup.sh
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target words; do printf 'make %-7s %s\n' "$$target" "$$words"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target words; do printf 'make %-8s %s\n' "$$target" "$$words"; done

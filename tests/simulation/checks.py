@@ -128,9 +128,7 @@ def replayed(world: World, operator: Any, number: int, log: Log, poisoned: Colle
 
 def letters(world: World, topic: str, expected: Collection[tuple[str, int, int, str]]) -> list[str]:
     """Everything that was refused is in the dead letters with its reason, and nothing else is."""
-    found = {
-        (fields["topic"], fields["partition"], fields["offset"], fields["reason"]) for _, fields in messages(world.log(topic, 0))
-    }
+    found = {(fields["topic"], fields["partition"], fields["offset"], fields["reason"]) for _, fields in messages(world.log(topic, 0))}
     wanted = set(expected)
     said = []
     if wanted - found:
@@ -160,13 +158,12 @@ def progress(world: World, took_s: float | None) -> list[str]:
     """When the faults stop, everything catches up in bounded time."""
     if took_s is not None:
         return []
-    standing = []
-    for slot in world.slots:
-        if not slot.refused and not world.standing_right(slot):
-            for group, number in slot.partitions:
-                entry = world.entry(group, number) if slot.stateful else None
-                stands = entry.next if entry else world.cluster.committed.get((group, slot.reads, number))
-                standing.append(f"{group}[{number}] at {stands} of {world.log(slot.reads, number).end}")
+    standing = [
+        f"{group}[{number}] at {world.standing(slot, group, number)} of {world.log(slot.reads, number).end}"
+        for slot in world.slots
+        if not slot.refused and not world.standing_right(slot)
+        for group, number in slot.partitions
+    ]
     return [f"no progress within {PROGRESS_S:.0f} s after the faults stopped: {'; '.join(standing) or 'what is asked for is not there'}"]
 
 

@@ -24,8 +24,9 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from .faults import PROCESS, Died, Process, Wire
+from .faults import LONG_S, PROCESS, Died, Process, Wire
 
+ADMIN_S = 4.0
 IDLE_S = 1.0  # a poll that finds nothing returns after so long, or what it was told if that is longer: idling costs real time
 
 
@@ -141,11 +142,11 @@ class Cluster:
             raise KafkaConnectionError("no broker answers")
         return effect()
 
-    async def request(self, what: str, effect: Callable[[], Any]) -> Any:
-        """One request; while the brokers are down it fails after a moment."""
+    async def request(self, what: str, effect: Callable[[], Any], patience_s: float = LONG_S) -> Any:
+        """One request; while the brokers are down it fails after a moment. One that nobody answers waits for `patience_s`."""
         if not self.up:
             await asyncio.sleep(0.1)
-        return await self.wire.exchange(what, lambda: self.asked(effect), _lost)
+        return await self.wire.exchange(what, lambda: self.asked(effect), _lost, patience_s)
 
 
 def _lost(kind: str) -> Exception:
@@ -198,7 +199,9 @@ class Consumer:
 
     async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         cluster = self._cluster
-        found: dict[TopicPartition, int] = await cluster.request("ask for the start", lambda: {at: cluster.log(at).start for at in partitions})
+        found: dict[TopicPartition, int] = await cluster.request(
+            "ask for the start", lambda: {at: cluster.log(at).start for at in partitions}
+        )
         return found
 
     async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
@@ -408,13 +411,13 @@ class Producer:
 
 
 class Admin:
-    """`AIOKafkaAdminClient`, as far as it is used."""
+    """`AIOKafkaAdminClient`, as far as it is used. Its requests time out by themselves, after 40 s: here all waits are a tenth."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
     async def start(self) -> None:
-        await self._cluster.request("connect an admin", lambda: None)
+        await self._cluster.request("connect an admin", lambda: None, ADMIN_S)
 
     async def close(self) -> None:
         pass
@@ -425,7 +428,7 @@ class Admin:
     async def describe_topics(self, topics: list[str]) -> list[dict[str, Any]]:
         cluster = self._cluster
         found: list[dict[str, Any]] = await cluster.request(
-            "describe topics", lambda: [{"topic": topic, "partitions": cluster.logs.get(topic, [])} for topic in topics]
+            "describe topics", lambda: [{"topic": topic, "partitions": cluster.logs.get(topic, [])} for topic in topics], ADMIN_S
         )
         return [{"topic": one["topic"], "partitions": list(one["partitions"])} for one in found]
 
@@ -438,5 +441,6 @@ class Admin:
                 for (owner, topic, partition), committed in cluster.committed.items()
                 if owner == group
             },
+            ADMIN_S,
         )
         return found

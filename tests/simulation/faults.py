@@ -64,9 +64,7 @@ class Dose:
             "refused": 0.03,
         }
         rates = {name: most * random.random() ** 2 if random.random() < 0.4 else 0.0 for name, most in chances.items()}
-        counts = {
-            name: random.choice((0, 0, 0, 1, 1, 2)) for name in ("takeovers", "stops", "store_restarts", "broker_restarts")
-        }
+        counts = {name: random.choice((0, 0, 0, 1, 1, 2)) for name in ("takeovers", "stops", "store_restarts", "broker_restarts")}
         return cls(slow=random.choice((0.03, 0.1, 0.3)), **rates, **counts)
 
     def told(self) -> str:

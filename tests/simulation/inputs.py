@@ -61,7 +61,9 @@ class Happenings:
         self.now += random.choice((0, 0, 5, 5, 10, 10, 20, 40))
         if self._recent and random.random() < 0.08:  # the application sends it again
             stream, record = random.choice(self._recent[-4:])
-            return stream, {**record, "visible": max(record["visible"], self.now - 40)} | self._times(stream, max(record["visible"], self.now - 40))
+            return stream, {**record, "visible": max(record["visible"], self.now - 40)} | self._times(
+                stream, max(record["visible"], self.now - 40)
+            )
         if self._pipeline != "one" and self._asked and random.random() < 0.45:
             stream, record = "facts", self._fact()
         else:
@@ -143,7 +145,7 @@ def events(world: World, pipeline: str, n: int, partitions: int, bad: float) -> 
                 "to": range(partitions) if broadcast else (home(record["card"], partitions),),
             }
         )
-    for _ in range(random.randrange(2, 12)):
+    for _ in range(random.randrange(1, 10)):
         tick += 1
         merged.append(tick_fields(1, tick, deployment) | {"to": range(partitions)})
     return merged
@@ -239,7 +241,9 @@ def journal(world: World, n: int) -> tuple[list[Fields], list[Fields]]:
         }
         if stream == "facts":
             label = int((record["amount"] or 0) > 5)
-            outcomes.append({"message": "outcome", **about, "writer": FEATURE, "id": record["ask_id"], "label": label, "origin": "shops-facts"})
+            outcomes.append(
+                {"message": "outcome", **about, "writer": FEATURE, "id": record["ask_id"], "label": label, "origin": "shops-facts"}
+            )
             continue
         for index in range(1 + random.randrange(3)):
             arm = ("champion", "candidate", "frozen")[index]
@@ -264,7 +268,7 @@ def journal(world: World, n: int) -> tuple[list[Fields], list[Fields]]:
                     "row": b"" if index else b"\x00" * 28,
                 }
             )
-    for _ in range(random.randrange(2, 12)):
+    for _ in range(random.randrange(1, 10)):
         tick += 1
         outcomes.append(tick_fields(FEATURE, tick, 1))
         answers.append(tick_fields(INFERENCE, tick, 1))

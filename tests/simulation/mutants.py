@@ -5,8 +5,8 @@ Where the issue's word for a break has no counterpart in the code, its nearest e
 """
 
 from __future__ import annotations
-
 import __future__
+
 import contextlib
 import importlib
 import inspect
@@ -71,12 +71,12 @@ WORKER, LEDGER, RECORDS, KAFKA = "driftline.stream.worker", "driftline.stream.le
 INTAKE, INTAKE_APP = "services.intake.core", "services.intake.app"
 FEATURE, LABELER, INFERENCE = "services.feature.core", "services.labeler.core", "services.inference.core"
 
-SEND = '''        with self._timed("send"):
+SEND = """        with self._timed("send"):
             await self._sink.send([*effects.messages, *letters], self._partition, now_ms)
-'''
-COMMIT = '''            with self._timed("commit"):
+"""
+COMMIT = """            with self._timed("commit"):
                 await self._ledger.commit(entry, effects.state)
-'''
+"""
 
 
 def dedented(text: str) -> str:
@@ -145,7 +145,12 @@ MUTANTS = (
         "wall-clock timers",
         "The labeler settles by what the machine's clock shows, not by the journal's time.",
         f"{LABELER}:Labeler.step",
-        (("self._move_to(moved.time, examples)", "self._move_to(__import__('tests.simulation.world').simulation.world.World.current.clock.now_ms(), examples)"),),
+        (
+            (
+                "self._move_to(moved.time, examples)",
+                "self._move_to(__import__('tests.simulation.world').simulation.world.World.current.clock.now_ms(), examples)",
+            ),
+        ),
     ),
     Mutant(
         "client retries on",
@@ -184,7 +189,12 @@ MUTANTS = (
         "touched rows only partly written",
         "Of the rows that a step touched the last is left out.",
         f"{LEDGER}:RedisLedger.commit",
-        (("for key, row in rows.items() if row is not None}", "for key, row in list(rows.items())[: max(1, len(rows) - 1)] if row is not None}"),),
+        (
+            (
+                "for key, row in rows.items() if row is not None}",
+                "for key, row in list(rows.items())[: max(1, len(rows) - 1)] if row is not None}",
+            ),
+        ),
     ),
     Mutant(
         "a row that sees records of its own visible time",
@@ -299,7 +309,10 @@ MUTANTS = (
         f"{WORKER}:_Session.acquire",
         (
             ("start, end = await self._source.bounds()\n", "pass\n"),
-            ("committed = await self._source.committed()", "start, end = await self._source.bounds()\n    committed = await self._source.committed()"),
+            (
+                "committed = await self._source.committed()",
+                "start, end = await self._source.bounds()\n    committed = await self._source.committed()",
+            ),
         ),
     ),
     Mutant(
@@ -323,7 +336,12 @@ MUTANTS = (
         "the offset before the acks",
         "An operator without a ledger commits its offset before its messages are acked.",
         f"{WORKER}:_Session._apply",
-        ((dedented(SEND), "    if self._ledger is None:\n        self.position = batch.next_offset\n        await self.mark()\n" + dedented(SEND)),),
+        (
+            (
+                dedented(SEND),
+                "    if self._ledger is None:\n        self.position = batch.next_offset\n        await self.mark()\n" + dedented(SEND),
+            ),
+        ),
         only="stateless",
     ),
     Mutant(

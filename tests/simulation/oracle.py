@@ -187,7 +187,9 @@ def feature(
         if row is not None:
             slices = [record["shop"]] if pipeline != "one" else []
             packed = struct.pack(f"<{len(row)}f", *row)
-            said.features.append({"message": "row", **about, "id": event["id"], "deployment": deployment, "layout": layout, "slices": slices, "row": packed})
+            said.features.append(
+                {"message": "row", **about, "id": event["id"], "deployment": deployment, "layout": layout, "slices": slices, "row": packed}
+            )
         elif stream == "facts" and record["amount"] is not None:
             label = int(record["amount"] > 5)
             said.journal.append({"message": "outcome", **about, "id": record["ask_id"], "label": label, "origin": f"{pipeline}-facts"})
@@ -250,12 +252,24 @@ def inference(log: Sequence[Numbered], deployments: Mapping[int, Fields]) -> tup
         flags = stale | (0 if score is not None else 1 if arm is None else 3)
         alert = score is not None and score >= 0.5
         said = {name: row[name] for name in ("source", "partition", "offset", "index", "event_offset", "id", "key", "time")}
-        about = {"score": single(deployment["fallback_score"]) if score is None else score, "model": arm["model"] if arm else "", "writer": INFERENCE}
+        about = {
+            "score": single(deployment["fallback_score"]) if score is None else score,
+            "model": arm["model"] if arm else "",
+            "writer": INFERENCE,
+        }
         role = arm["role"] if arm else "none"
         reasons = ["question"] if alert else []
         worded = [name for bit, name in enumerate(FLAGS) if flags >> bit & 1]
         predictions.append(
-            {"message": "prediction", **said, **about, "decision": "alert" if alert else "pass", "reasons": reasons, "arm": role, "flags": worded}
+            {
+                "message": "prediction",
+                **said,
+                **about,
+                "decision": "alert" if alert else "pass",
+                "reasons": reasons,
+                "arm": role,
+                "flags": worded,
+            }
         )
         said |= {name: row[name] for name in ("visible", "deployment", "layout", "slices")}
         share = single(arm["share"]) if arm else 1.0

@@ -14,13 +14,13 @@ from .upheavals import Upheaval
 from .world import World
 
 TOPOLOGIES: dict[str, tuple[type[Topology], float]] = {  # with how often each is drawn
-    "one input": (OneInput, 4),
-    "broadcast view": (Broadcast, 2),
-    "join on the journal": (Join, 4),
+    "one input": (OneInput, 5),
+    "broadcast view": (Broadcast, 1.5),
+    "join on the journal": (Join, 6),
     "stateless between stateful": (Chain, 1),
     "merge in a replay": (Replay, 3),
-    "merge live": (Live, 2),
-    "one input, refused": (Upheaval, 1),
+    "merge live": (Live, 1.5),
+    "one input, refused": (Upheaval, 2),
 }
 
 

@@ -164,9 +164,9 @@ class Pipeline:
 
         def executed() -> list[Any] | None:
             attempts[0] += 1
-            if attempts[0] == 1 and watched:
-                if epoch != store.epoch or any(store.versions.get(key, 0) != version for key, version in watched.items()):
-                    return None
+            changed = epoch != store.epoch or any(store.versions.get(key, 0) != version for key, version in watched.items())
+            if attempts[0] == 1 and watched and changed:
+                return None
             store.write(writes)
             return answers
 

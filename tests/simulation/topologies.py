@@ -36,21 +36,21 @@ class Topology:
 
     pipeline = "shops"
     partitions = 1
+    sizes = (4, 16)  # how many records there are to be
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.topics = Topics.of(pipeline(self.pipeline))
         random = world.random
         world.cluster.batch_most = random.choice((1, 2, 4, 8))
-        world.cluster.poll_most = random.choice((4, 8, 16))
-        for kind, topic in self.topics.by_kind().items():
+        world.cluster.poll_most = random.choice((4, 8, 16, 32))
+        for topic in self.topics.by_kind().values():
             world.cluster.create(topic.name, self.partitions if topic.partitioned else 1)
-            del kind
         self.cut_short = False  # a partition was refused, rightly: what it wrote is right as far as it goes
         self.bad = random.choice((0.0, 0.0, 0.05))
         self.again = random.choice((0.0, 0.1, 0.3))
         self.over_s = 2.0
-        self.records_max = random.choice((4, 8, 16))
+        self.records_max = random.choice((4, 8, 16, 16))
 
     def slot(self, service: str, reads: str, build: Any, *, stateful: bool = True, more: Sequence[int] | None = None) -> Slot:
         """A process of one service over all its partitions."""
@@ -123,7 +123,9 @@ class Topology:
             found += checks.copies_identical(written)
             owed |= self.unframed(journal, partition)
             operator = (decoder(self.pipeline, "journal"), Labeler(pipeline(self.pipeline), partition))
-            found += checks.state_equals_replay(world, f"{self.pipeline}-labeler", partition, world.log(journal, partition), operator, (), lanes)
+            found += checks.state_equals_replay(
+                world, f"{self.pipeline}-labeler", partition, world.log(journal, partition), operator, (), lanes
+            )
         return found, owed
 
 
@@ -135,7 +137,7 @@ class OneInput(Topology):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.slot("feature", "events", services.feature.app.build)
-        n = world.random.randrange(5, 20)
+        n = world.random.randrange(*self.sizes)
         self.merged = inputs.events(world, self.pipeline, n, self.partitions, self.bad)
         if world.random.random() < 0.08:
             self._poison()
@@ -149,7 +151,10 @@ class OneInput(Topology):
     def players(self) -> list[Player]:
         writers = []
         for partition in range(self.partitions):
-            values = [inputs.bytes_of(one | {"home": one.get("to", ())[0] == partition} if one["message"] == "event" else one) for one in self._on(partition)]
+            values = [
+                inputs.bytes_of(one | {"home": one.get("to", ())[0] == partition} if one["message"] == "event" else one)
+                for one in self._on(partition)
+            ]
             writers.append(Writing(self.world, self.world.log(self.topics.events.name, partition), values, self.bad, self.again))
         return [inputs.write_all(self.world, writers, self.over_s)]
 
@@ -167,7 +172,7 @@ class Broadcast(OneInput):
     pipeline = "shops"
 
     def __init__(self, world: World) -> None:
-        self.partitions = world.random.choice((2, 2, 3))
+        self.partitions = world.random.choice((2, 2, 2, 3))
         super().__init__(world)
 
     def players(self) -> list[Player]:
@@ -182,7 +187,9 @@ class Broadcast(OneInput):
 
     def violations(self) -> list[str]:
         poisoned = {name for _, name in self.world.poison}
-        whole = [one for one in self.merged if one["message"] == "event" and one["source"] < oracle.UPSTREAM + 2 and one["id"] not in poisoned]
+        whole = [
+            one for one in self.merged if one["message"] == "event" and one["source"] < oracle.UPSTREAM + 2 and one["id"] not in poisoned
+        ]
         found, owed = self.feature_violations(whole)
         return [*found, *checks.letters(self.world, self.topics.dead_letters.name, owed)]
 
@@ -193,7 +200,7 @@ class Join(Topology):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.slot("labeler", "journal", services.labeler.app.build)
-        self.told = inputs.journal(world, world.random.randrange(6, 26))
+        self.told = inputs.journal(world, world.random.randrange(*self.sizes))
 
     def players(self) -> list[Player]:
         log = self.world.log(self.topics.journal.name, 0)
@@ -209,6 +216,7 @@ class Chain(OneInput):
     """Feature, inference without state, labeler: the stateless between two stateful, and the journal with its two real writers."""
 
     pipeline = "shops"
+    sizes = (3, 10)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -153,7 +153,11 @@ class Upheaval(OneInput):
             return [*self.said, *super().refusals()]
         if not self.feature.refused:
             return [f"{self._scene.__name__.strip('_')}: nobody refused to go on"]
-        return [f"refused, but not as it should: {words}" for words in self.feature.refused if self.must_refuse not in words or HELP not in words]
+        return [
+            f"refused, but not as it should: {words}"
+            for words in self.feature.refused
+            if self.must_refuse not in words or HELP not in words
+        ]
 
     def violations(self) -> list[str]:
         self.cut_short = bool(self.feature.refused)
