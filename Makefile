@@ -3,7 +3,7 @@
 COUNT ?= 1000000
 SEED ?= 7
 WORKERS ?= 2
-.PHONY: demo test check mutants faults hostile-models hostile-messages pin setup help
+.PHONY: demo test check mutants simulate faults hostile-models hostile-messages pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -20,6 +20,9 @@ check: setup  ## lint, format, types, imports: what CI checks beside the tests
 
 mutants: setup  ## each law of docs/laws.md broken on purpose in a copy of the tree: its test has to fail (ARGS=05: law 5 alone)
 	$(BIN)/python tests/laws/run.py $(ARGS)
+
+simulate: setup  ## the runtime under faults of chance, then its mutants (SEEDS=n FIRST=n; ARGS=-v: the trace of each seed)
+	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),100000) --first $(or $(FIRST),1) $(ARGS)
 
 faults: setup  ## the fault battery, in parts that can be run apart, and docs/reliability.md (ARGS="--part kills --seed 3": one part)
 	$(BIN)/python tests/faults/battery.py $(ARGS)

@@ -60,13 +60,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """How far the log may go now: to `until`, with every source complete at its end; ticks name `deployment`."""
+    """
+    How far the log may go now: to `until`, with every source complete at its end; ticks name `deployment`. Live, only what had been
+    read (`known`) when the ends were asked for may go: what arrived later may be newer than what another source held by then.
+    """
 
     until: int
     ticks_to: int
     clock_ms: int
     deployment: int
     ends: dict[Origin, int]
+    known: dict[Origin, int] | None = None
 
 
 class Upstream:
@@ -98,6 +102,11 @@ class Upstream:
             if position > self._polled_to:
                 self._polled_to = position
                 self._wake.set()
+
+    @property
+    def known(self) -> int:
+        """The offset up to which all was read, though it may wait in the queue."""
+        return max(self.position, self._polled_to)
 
     def read_to(self, end: int) -> bool:
         """True when everything below offset `end` was handed to the merge."""
@@ -307,11 +316,11 @@ class IntakePart:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), min(due_s, 1.0))
         self._wake.clear()
-        now_ms = self._clock.now_ms()
+        now_ms, known = self._clock.now_ms(), {origin: upstream.known for origin, upstream in self._upstreams.items()}
         asked = await asyncio.gather(*(upstream.source.end_now() for upstream in self._upstreams.values()))
         ends = dict(zip(self._upstreams, asked, strict=True))
         await self._read_deployments()
-        return Horizon(FOREVER, now_ms, now_ms, self._deployment, ends)
+        return Horizon(FOREVER, now_ms, now_ms, self._deployment, ends, known)
 
     async def _read_deployments(self) -> None:
         if self._deployments is None:
@@ -334,7 +343,9 @@ class IntakePart:
             done = all(map(complete, self._upstreams))
             bound, holder = intake.bound(complete, horizon.until), intake.holder(complete, horizon.until)
             ticks_to = horizon.ticks_to if done else None
-            emitted = intake.emit(bound, ticks_to, horizon.deployment, EMIT_MAX, holder=holder, clock_ms=horizon.clock_ms)
+            emitted = intake.emit(
+                bound, ticks_to, horizon.deployment, EMIT_MAX, holder=holder, clock_ms=horizon.clock_ms, known=horizon.known
+            )
             if len(emitted):
                 await sink.send(emitted.messages, 0, self._clock.now_ms())
                 self._tally(emitted.taken, emitted.late)
@@ -345,6 +356,8 @@ class IntakePart:
             else:
                 await self._wait()
             if done and not len(emitted):
+                if any(map(intake.waiting, self._upstreams)):  # what was not known yet is known now
+                    self._wake.set()
                 return
 
     async def _wait(self) -> None:

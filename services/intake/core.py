@@ -140,20 +140,31 @@ class Intake:
         return min(holding) if holding and bound < until else NOBODY
 
     def emit(
-        self, bound: int, ticks_to: int | None, deployment: int, limit: int, *, holder: Origin = NOBODY, clock_ms: int = FOREVER
+        self,
+        bound: int,
+        ticks_to: int | None,
+        deployment: int,
+        limit: int,
+        *,
+        holder: Origin = NOBODY,
+        clock_ms: int = FOREVER,
+        known: Mapping[Origin, int] | None = None,
     ) -> Emitted:
         """
         The next stretch: at most `limit` records merged before `bound` (at it, too, from sources up to `holder`), and the ticks, at
         most `limit`, that belong between them; behind the last of them ticks up to `ticks_to`, unless it is None (sources are still
-        being read) or more records wait before `bound`. No tick is beyond `clock_ms`, though a record may be.
+        being read) or more records wait before `bound`. No tick is beyond `clock_ms`, though a record may be. The log stops before the
+        first record that is not below the offset that `known` has for its source: another source may hold an older one.
         """
+        most = limit
         bounds = {origin: bound + (origin <= holder) for origin in self._queues}
         found = [(origin, part) for origin, queue in self._queues.items() if (part := queue.before(bounds[origin], limit + 1)) is not None]
         merged = _Merged.of(found)
+        limit = min(limit, merged.known(known)) if known is not None else limit
         more = len(merged) > limit
         following = int(merged.times[limit]) if more else ticks_to
         merged = merged.head(limit)
-        ticks, cut = self._ticks(merged, following, clock_ms, limit)
+        ticks, cut = self._ticks(merged, following, clock_ms, most)
         if cut:
             merged = merged.head(int(np.searchsorted(merged.times, (int(ticks[-1]) + 1) * self._tick_ms)))
         late = self._late(merged, ticks)
@@ -224,6 +235,13 @@ class _Merged:
 
     def head(self, n: int) -> _Merged:
         return self if len(self) <= n else _Merged(self.arrived.take(slice(0, n)), self.times[:n], self.streams[:n], self.partitions[:n])
+
+    def known(self, offsets: Mapping[Origin, int]) -> int:
+        """How many come before the first that is not below its source's offset."""
+        origins = zip(self.streams.tolist(), self.partitions.tolist(), strict=True)
+        ends = np.fromiter((offsets[origin] for origin in origins), np.int64, len(self))
+        unknown = np.flatnonzero(self.arrived.offsets >= ends)
+        return int(unknown[0]) if len(unknown) else len(self)
 
     def counts(self) -> dict[Origin, int]:
         origins, counts = np.unique(np.stack([self.streams, self.partitions]), axis=1, return_counts=True)

@@ -59,11 +59,11 @@ class Ledger(Protocol):
     async def check(self) -> None:
         """Raises Fenced when the entry is not the one last known."""
 
-    async def tries(self) -> int:
-        """How many attempts to go on from here there were since the last commit."""
-
     async def count_try(self) -> int:
-        """Count one more, and say how many there are with it."""
+        """Count one attempt to go on from here, and say how many there were since the last commit."""
+
+    async def count_alone(self) -> int:
+        """The same for attempts with one single record, and nothing else in hand."""
 
     async def clear_tries(self) -> None:
         """No attempt counts any more."""
@@ -118,8 +118,8 @@ class RedisLedger:
         self._client = client
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + b"ledger"
-        self._tries = self._prefix + b"tries"
-        self._tried = False
+        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
+        self._counted: list[bytes] = []
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:
@@ -139,7 +139,7 @@ class RedisLedger:
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         after = ENCODE(entry)
         writes = {self._prefix + key: row for key, row in rows.items() if row is not None}
-        deletes = [self._prefix + key for key, row in rows.items() if row is None] + [self._tries] * self._tried
+        deletes = [self._prefix + key for key, row in rows.items() if row is None]
         async with self._client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(self._key)
@@ -147,8 +147,8 @@ class RedisLedger:
                     raise Fenced("another process moved the ledger")
                 pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
                 pipe.mset({**writes, self._key: after})
-                if deletes:
-                    pipe.delete(*deletes)
+                if deletes or self._counted:
+                    pipe.delete(*deletes, *self._counted)
                 answers = await pipe.execute()
             except WatchError as error:
                 raise Fenced("another process moved the ledger during the commit") from error
@@ -157,18 +157,21 @@ class RedisLedger:
         if not answers or answers[0] is not True:
             raise Recoverable(f"commit not acknowledged: {answers!r}")
         self._known = after
-        self._tried = False
-
-    async def tries(self) -> int:
-        return int(await self._ask(self._client.get(self._tries)) or 0)
+        self._counted = []
 
     async def count_try(self) -> int:
-        self._tried = True
-        count: int = await self._ask(self._client.incr(self._tries))
+        return await self._count(self._tries)
+
+    async def count_alone(self) -> int:
+        return await self._count(self._alone)
+
+    async def _count(self, key: bytes) -> int:
+        self._counted = [self._tries, self._alone]
+        count: int = await self._ask(self._client.incr(key))
         return count
 
     async def clear_tries(self) -> None:
-        await self._ask(self._client.delete(self._tries))
+        await self._ask(self._client.delete(self._tries, self._alone))
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -194,7 +197,7 @@ class MemoryLedger:
         self._values = store.values
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + b"ledger"
-        self._tries = self._prefix + b"tries"
+        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:
@@ -216,19 +219,23 @@ class MemoryLedger:
                 self._values.pop(self._prefix + key, None)
             else:
                 self._values[self._prefix + key] = row
-        self._values.pop(self._tries, None)
+        await self.clear_tries()
         self._known = self._values[self._key] = ENCODE(entry)
 
-    async def tries(self) -> int:
-        return int(self._values.get(self._tries, b"0"))
-
     async def count_try(self) -> int:
-        count = await self.tries() + 1
-        self._values[self._tries] = str(count).encode()
+        return self._count(self._tries)
+
+    async def count_alone(self) -> int:
+        return self._count(self._alone)
+
+    def _count(self, key: bytes) -> int:
+        count = int(self._values.get(key, b"0")) + 1
+        self._values[key] = str(count).encode()
         return count
 
     async def clear_tries(self) -> None:
         self._values.pop(self._tries, None)
+        self._values.pop(self._alone, None)
 
     async def close(self) -> None:
         pass

@@ -1,8 +1,7 @@
 """
-Who of a process's partitions may work: all side by side, or one that has been tried in vain before, alone.
+Who of a process's partitions has a batch in hand: all at once, or, while one of them has stopped the process too often, one at a time.
 
-A record that kills the process is found by counting the attempts to get past it. Would others work meanwhile, the count would be of
-their deaths as well, and a good record could be set aside for what its neighbour does.
+All partitions of a process die together. Which of them a death is to be blamed on is known only when no other had anything in hand.
 """
 
 from __future__ import annotations
@@ -13,36 +12,26 @@ from collections.abc import AsyncIterator
 
 
 class Turns:
-    """For the partitions of one process and one event loop. Whoever waits to be alone goes before those who come later."""
+    """For the partitions of one process and one event loop."""
 
     def __init__(self) -> None:
-        self._alone = asyncio.Lock()
-        self._nobody = asyncio.Event()
-        self._nobody.set()
-        self._working = 0
+        self._suspects: set[object] = set()
+        self._in_hand = 0
+        self._changed = asyncio.Condition()
+
+    def suspect(self, partition: object, whether: bool) -> None:
+        """From now on `partition` is suspected, or is so no longer."""
+        (self._suspects.add if whether else self._suspects.discard)(partition)
 
     @contextlib.asynccontextmanager
-    async def among_others(self) -> AsyncIterator[None]:
-        """Work side by side, once nobody is alone or waits for it."""
-        async with self._alone:
-            self._working += 1
-            self._nobody.clear()
+    async def taken(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and have it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not (self._suspects and self._in_hand))
+            self._in_hand += 1
         try:
             yield
         finally:
-            self._working -= 1
-            if not self._working:
-                self._nobody.set()
-
-    async def be_alone(self) -> None:
-        """Return when nobody else works; until `end` nobody does."""
-        await self._alone.acquire()
-        try:
-            await self._nobody.wait()
-        except asyncio.CancelledError:
-            self._alone.release()
-            raise
-
-    def end(self) -> None:
-        """Let the others work again."""
-        self._alone.release()
+            self._in_hand -= 1
+            async with self._changed:
+                self._changed.notify_all()

@@ -18,8 +18,7 @@ what it repeats is dropped downstream.
 
 A record that kills the process, before anything could be said about it, is found by counting: each attempt to go on from a place is
 noted where the place is (beside the ledger, or in the metadata of the committed offset) until there is progress. From the third on,
-batches are halved, and a partition that is that far works alone in its process, so that the count is of the record's own attempts and
-not of its neighbours'.
+batches are halved and the partitions of the process take turns, until the process dies with that one record in hand and no other.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -158,19 +156,26 @@ class Worker:
 
 
 class _Notes:
-    """The tries of an operator without a ledger: the metadata of its committed offset, which the next offset wipes out."""
+    """
+    The attempts of an operator without a ledger, as a ledger counts them: in the metadata of its committed offset, "tries alone", which the
+    next offset wipes out.
+    """
 
     def __init__(self, source: Source, position: Callable[[], int]) -> None:
         self._source = source
         self._position = position
 
-    async def tries(self) -> int:
-        return int(await self._source.note() or "0")
-
     async def count_try(self) -> int:
-        count = await self.tries() + 1
-        await self._source.mark(self._position(), str(count))
-        return count
+        return (await self._count(1, 0))[0]
+
+    async def count_alone(self) -> int:
+        return (await self._count(0, 1))[1]
+
+    async def _count(self, tries: int, alone: int) -> tuple[int, int]:
+        noted = [int(word) for word in (await self._source.note()).split()] or [0, 0]
+        counted = noted[0] + tries, noted[1] + alone
+        await self._source.mark(self._position(), f"{counted[0]} {counted[1]}")
+        return counted
 
     async def clear_tries(self) -> None:
         await self._source.mark(self._position())
@@ -188,7 +193,6 @@ class _Session:
         self._sink = operator.sink(partition)
         self._ledger = operator.ledger(partition) if operator.ledger else None
         self._attempts = self._ledger or _Notes(self._source, lambda: self.position)
-        self._my_turn = False
         self._seen: Mapping[Lane, Coordinate] = {}
         self._records_max = operator.records_max
         self._tries = 0
@@ -282,12 +286,10 @@ class _Session:
 
     async def _take_care(self) -> None:
         """After two tries without progress halve the batches, so that a record that kills the process is alone at last."""
-        if await self._attempts.tries() >= TRIES_BEFORE_CAUTION:
-            await self._operator.turns.be_alone()
-            self._my_turn = True
         self._tries = await self._attempts.count_try()
         halvings = max(0, self._tries - TRIES_BEFORE_CAUTION)
         self._records_max = max(1, self._operator.records_max >> min(halvings, 60))
+        self._operator.turns.suspect(self, halvings > 0)
 
     async def forgive(self) -> None:
         """A fault that the process lived to see is no crash: do not hold it against the next record."""
@@ -295,18 +297,14 @@ class _Session:
             with contextlib.suppress(Recoverable):
                 await self._attempts.clear_tries()
 
-    def _turn(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """What may kill the process happens in here: alone, if it did before."""
-        return contextlib.nullcontext() if self._my_turn else self._operator.turns.among_others()
-
-    def _end_turn(self) -> None:
-        if self._my_turn:
-            self._my_turn = False
-            self._operator.turns.end()
-
-    def _is_poison(self) -> bool:
-        """A single record that stopped the process before, and did so alone."""
-        return self._tries > TRIES_BEFORE_CAUTION + 1 + math.log2(self._operator.records_max)
+    async def _is_poison(self) -> bool:
+        """
+        A single record with which the process died before, with no other in hand. The count of tries alone would not do: all
+        partitions of a process die together.
+        """
+        if self._tries <= TRIES_BEFORE_CAUTION or self._records_max > 1:
+            return False
+        return await self._attempts.count_alone() > 1
 
     async def round(self) -> bool:
         """Poll and apply once. True when something was applied."""
@@ -315,22 +313,25 @@ class _Session:
             await self._idle()
             return False
         self._idle_since = self._heard_at = self._clock.monotonic_s()
-        if self._is_poison():
-            await self._give_up(polled)
-            return True
-        async with self._turn():
-            with self._timed("decode"):
-                batch, refused = sifted(self._core, *self._operator.decoder.decode(self._partition, polled))
+        async with self._operator.turns.taken():
+            if await self._is_poison():
+                await self._give_up(polled)
+            else:
+                await self._take(polled)
+        return True
+
+    async def _take(self, polled: Polled) -> None:
+        with self._timed("decode"):
+            batch, refused = sifted(self._core, *self._operator.decoder.decode(self._partition, polled))
         if self._operator.before is not None:
             await self._operator.before(batch)
         while True:
-            async with self._turn():
-                part = self._cut(batch)
-                mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
-                await self._apply(part, mine, polled)
+            part = self._cut(batch)
+            mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
+            await self._apply(part, mine, polled)
             if part.next_offset == batch.next_offset:
                 self._records_max = min(2 * self._records_max, self._operator.records_max)
-                return True
+                return
             batch = batch.tail(part.next_offset)
 
     def _cut(self, batch: Batch) -> Batch:
@@ -389,11 +390,12 @@ class _Session:
         """The first record has crashed the process time and again: set it aside, raw."""
         offset = polled.offsets[0]
         batch = Batch(self._partition, offset, offset + 1, {})
-        await self._apply(batch, [Refused(offset, "poison", f"stopped the process {self._tries - 1} times")], polled)
+        await self._apply(batch, [Refused(offset, "poison", "stopped the process time and again")], polled)
 
     async def _progress(self) -> None:
-        self._tries = 0  # in the store the commit has cleared them, or the offset that is marked next does
-        self._end_turn()
+        if self._tries:
+            self._tries = 0  # in the store the commit has cleared them, or the offset that is marked next does
+            self._operator.turns.suspect(self, False)
         if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
             await self.mark()
 
@@ -441,7 +443,7 @@ class _Session:
 
     async def close(self) -> None:
         """Let go of everything; what was not acked is forgotten."""
-        self._end_turn()
+        self._operator.turns.suspect(self, False)
         for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
             try:
                 await asyncio.wait_for(part, 5)

@@ -364,6 +364,34 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
     assert [(upstream.payments, 15, "undecodable"), (upstream.payments, 16, "undecodable")] == await upstream.letters()
 
 
+async def test_live_a_source_whose_end_is_told_late_lets_nothing_overtake(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    What arrives between the asking of one source's end and of another's is not emitted before what the first one held by then.
+    """
+    armed: list[bool] = []
+    asked = client.Source.end_now
+
+    async def end_now(source: client.Source) -> int:
+        if armed and source._at.topic == upstream.prices:
+            armed.clear()
+            await asyncio.sleep(0.3)  # the ends of the others are asked for meanwhile
+            await upstream.put(upstream.payments, 0, payment(1, now_ms()))
+            await asyncio.sleep(0.01)
+            await upstream.put(upstream.prices, 0, price(1, now_ms()))
+            await asyncio.sleep(0.5)  # both are read meanwhile
+        return await asked(source)
+
+    monkeypatch.setattr(client.Source, "end_now", end_now)
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+        armed.append(True)
+        await until(lambda: has(upstream, {"p1", "q1"}))
+    log = await upstream.log()
+    order = next(names for records in log.values() if "p1" in (names := [one[0] for one in records]))
+    assert order.index("p1") < order.index("q1")
+
+
 def pairs(records: list[tuple[Any, ...]]) -> list[tuple[str, bool]]:
     return [(one[0], one[1]) for one in records if one[0] != "tick"]
 

@@ -107,6 +107,20 @@ def test_a_record_out_of_order_in_its_partition_stays_behind_its_predecessor():
     assert everything(intake, 1_099) == [(1, 0, 0), (0, 0, 0), (0, 0, 1)]
 
 
+def test_the_log_stops_before_what_arrived_when_the_ends_had_been_asked_for():
+    """
+    Live, a record that nobody had read then may be newer than what another source holds by now: it waits, and ticks after it too.
+    """
+    intake = Intake(pipeline(False, False), 1, [(0, 0), (1, 0)], tick=9, newest={})
+    intake.add((0, 0), arrived(0, [1_010, 1_120]))
+    intake.add((1, 0), arrived(0, [1_120, 1_130]))
+    known = {(0, 0): 2, (1, 0): 0}
+    emitted = intake.emit(FOREVER, 1_300, 0, 100, known=known)
+    assert sequence(emitted) == [("tick", 10), (0, 0, 0), ("tick", 11), (0, 0, 1)]
+    emitted = intake.emit(FOREVER, 1_300, 0, 100, known={(0, 0): 2, (1, 0): 2})
+    assert sequence(emitted) == [(1, 0, 0), (1, 0, 1), ("tick", 12), ("tick", 13)]
+
+
 def test_a_source_with_a_backlog_is_waited_for():
     """
     Nothing goes beyond what an incomplete source has shown.

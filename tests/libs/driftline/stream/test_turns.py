@@ -1,4 +1,4 @@
-"""Turns: side by side, or alone."""
+"""Turns: all at once, or one at a time."""
 
 from __future__ import annotations
 
@@ -9,53 +9,51 @@ import pytest
 from driftline.stream.turns import Turns
 
 
-async def test_all_work_side_by_side_while_nobody_asks_to_be_alone():
+async def in_hand_at_once(turns: Turns, partitions: int = 3) -> int:
+    """How many of so many partitions have a batch in hand at once, at most."""
+    inside = most = 0
+
+    async def work() -> None:
+        nonlocal inside, most
+        async with turns.taken():
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.01)
+            inside -= 1
+
+    await asyncio.gather(*(work() for _ in range(partitions)))
+    return most
+
+
+async def test_partitions_work_side_by_side_while_none_is_suspected():
     """
-    Two are inside at once.
+    Nobody waits for anybody.
     """
-    turns = Turns()
-    async with turns.among_others(), turns.among_others():
-        pass
+    assert await in_hand_at_once(Turns()) == 3
 
 
-async def test_whoever_is_alone_waits_for_those_who_work_and_holds_up_those_who_come():
+async def test_while_one_is_suspected_they_take_turns_and_then_no_more():
     """
-    In that order, and everybody gets to work.
+    All of them, for any may be the one to blame.
     """
-    turns, happened = Turns(), []
-
-    async def be_alone() -> None:
-        await turns.be_alone()
-        happened.append("alone")
-        await asyncio.sleep(0)
-        happened.append("no more")
-        turns.end()
-
-    async def come_later() -> None:
-        async with turns.among_others():
-            happened.append("later")
-
-    async with turns.among_others():
-        alone = asyncio.create_task(be_alone())
-        await asyncio.sleep(0)
-        later = asyncio.create_task(come_later())
-        for _ in range(5):
-            await asyncio.sleep(0)
-        happened.append("done")
-    await asyncio.gather(alone, later)
-    assert happened == ["done", "alone", "no more", "later"]
+    turns, suspect = Turns(), object()
+    turns.suspect(suspect, True)
+    assert await in_hand_at_once(turns) == 1
+    turns.suspect(suspect, False)
+    assert await in_hand_at_once(turns) == 3
 
 
 async def test_whoever_stops_waiting_holds_up_nobody():
     """
-    A worker that is cancelled while it waits to be alone.
+    A worker that is cancelled while it waits for its turn.
     """
     turns = Turns()
-    async with turns.among_others():
-        waiting = asyncio.create_task(turns.be_alone())
+    turns.suspect(turns, True)
+    async with turns.taken():
+        waiting = asyncio.create_task(in_hand_at_once(turns))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    async with asyncio.timeout(5), turns.among_others():
+    async with asyncio.timeout(5), turns.taken():
         pass

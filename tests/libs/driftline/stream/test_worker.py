@@ -30,7 +30,6 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
 from driftline.stream.ledger import DECODE, ENCODE, Entry, MemoryLedger, MemoryStore
 from driftline.stream.records import Decoder, Encoder
-from driftline.stream.turns import Turns
 from driftline.stream.worker import Operator, Worker
 
 NAMES = ["ewr", "jfk", "lga"]
@@ -162,8 +161,11 @@ class Bench:
 
     def standing(self) -> int:
         """The offset that the ledger says is next."""
-        values = [value for key, value in self.store.values.items() if key.endswith(b":ledger")]
-        return entry(values[0]).next if values else 0
+        return self.nexts()[0] if self.nexts() else 0
+
+    def nexts(self) -> list[int]:
+        """The same of all partitions that have a ledger."""
+        return [entry(value).next for key, value in self.store.values.items() if key.endswith(b":ledger")]
 
 
 def entry(value: bytes) -> Entry:
@@ -548,43 +550,48 @@ async def test_without_a_ledger_such_a_record_is_set_aside_too(bench: Bench):
     assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
 
 
-class IsSlow(Sink):
-    """Is still sending when the process dies of what another partition does."""
+class DiesWithItsProcess(MemoryLedger):
+    """A process that was killed forgives nobody."""
+
+    dead: ClassVar[bool] = False
+
+    async def clear_tries(self) -> None:
+        if DiesWithItsProcess.dead:
+            raise Recoverable("the process is gone")
+        await super().clear_tries()
+
+
+class Slow(Sink):
+    """Has not sent before its neighbour's record has killed the process."""
 
     async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
-        if partition == 1:
-            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3 if partition else 0)
         return await super().send(messages, partition, now_ms)
 
 
-async def test_a_record_is_not_blamed_for_what_its_neighbours_in_the_process_do(kafka: str, monkeypatch: pytest.MonkeyPatch):
+async def test_a_record_is_not_blamed_for_what_the_neighbouring_partition_did(kafka: str):
     """
-    Partition 0 kills the process each time before partition 1 is done. Only the record that kills is set aside.
+    Partitions of one process die together; only the record that was alone in hand each time goes to the dead letters.
     """
-
-    async def dead(_: object) -> None:
-        """Whoever is killed forgives nobody."""
-
-    monkeypatch.setattr(worker_module._Session, "forgive", dead)
-    bench = Bench(kafka, records_max=4, sink_kind=IsSlow)
+    bench = Bench(kafka, records_max=4, ledger_kind=DiesWithItsProcess, sink_kind=Slow)
     await ensure_topics(kafka, bench.topics, 2)
-    await bench.publish(12)
-    await bench.publish(5, first=12, partition=1)
-    for _ in range(40):
-        turns = Turns()
-        workers = [await bench.worker(partition) for partition in (0, 1)]
-        for worker in workers:
-            object.__setattr__(worker._operator, "turns", turns)
-            object.__setattr__(worker._operator, "core", lambda _: StopsAtNumber())
+    await bench.publish(10)
+    await bench.publish(6, first=100, partition=1)
+    crashes = 0
+    while len(bench.nexts()) < 2 or sum(bench.nexts()) < 16:
+        assert crashes < 40
+        DiesWithItsProcess.dead = False
+        first = await bench.worker(0)
+        object.__setattr__(first._operator, "core", lambda _: StopsAtNumber())
+        workers = [first, Worker(first._operator, 1, SystemClock())]
         tasks = [asyncio.create_task(worker.run()) for worker in workers]
-        while not any(task.done() for task in tasks) and [worker._position for worker in workers] != [12, 5]:
-            await asyncio.sleep(0.02)
-        finished = not any(task.done() for task in tasks)
+        while sum(bench.nexts()) < 16 and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+        DiesWithItsProcess.dead = any(task.done() for task in tasks)
+        crashes += DiesWithItsProcess.dead
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if finished:
-            break
     assert [(offset, reason) for _, offset, reason, _ in await dead_letters(bench)] == [(7, "poison")]
 
 

@@ -1,0 +1,33 @@
+"""The same as `shops`, with ticks of a second: for a log that follows the wall clock."""
+
+from driftline import Label, Pipeline, Stream, View, f
+
+asks = Stream("ask.v1.avsc", topic="live-asks", id="ask_id", key="card", time="at", lateness="40ms", duplicates=("80ms", 3))
+facts = Stream(
+    "fact.v1.avsc",
+    topic="live-facts",
+    id="fact_id",
+    key="card",
+    time="at",
+    visible="seen_at",
+    lateness="40ms",
+    duplicates=("80ms", 3),
+)
+card = View(of=[asks, facts], by="card", asked_120=f.count(asks, "120ms"), spent_240=f.sum(asks.amount, "240ms"))
+shop = View(
+    of=facts,
+    by="shop",
+    broadcast=True,
+    told_120=f.count("120ms"),
+    last_amount=f.last("amount", within="200ms"),
+)
+pipeline = Pipeline(
+    "live",
+    owner="tests@example.org",
+    question=asks,
+    inputs=[card, shop, f.value("amount")],
+    label=Label("good", of=facts, when=facts.amount > 5, horizon="200ms", if_silent="negative", revisions="150ms"),
+    slices=["shop"],
+    tick="1s",
+    window="1d",
+)
