@@ -39,7 +39,7 @@ from driftline.stream.records import Polled
 
 MUTANTS, GOOD = 400, 100  # in one poll; fewer good ones where a topic has few
 ONE_BY_ONE = 60  # mutants in a poll of control, which the rollout takes one by one
-SLOW_S = 0.5  # a poll that took longer is tried again, record by record
+SLOW_S = 0.5  # a poll that took longer (of the processor: others may use it as well) is tried again, record by record
 SAMPLED, SINGLY = 100, 20  # and of one poll in so many, so many records
 WARM_UP = 0.1  # of a run, before memory is looked at
 
@@ -113,9 +113,9 @@ class Trying:
         good = self._log[self._at : self._at + self._good]
         self._at = 0 if self._at + self._good >= len(self._log) else self._at + self._good
         polled, kinds = self._mixed(good, mutants)
-        began = time.perf_counter()
+        began = time.process_time()
         refused = await self.path.trial(polled, frozenset(kinds))
-        spent = time.perf_counter() - began
+        spent = time.process_time() - began
         self._count(kinds, refused)
         self._found.good[self.path.name] += len(good)
         self._found.worst_poll_s[self.path.name] = max(spent, self._found.worst_poll_s.get(self.path.name, 0.0))
@@ -145,9 +145,9 @@ class Trying:
 
     async def _time_each(self, polled: Polled, most: int) -> None:
         for at in range(min(most, len(polled))):
-            began = time.perf_counter()
+            began = time.process_time()
             await self.path.alone(polled.part(at, at + 1))
-            spent = time.perf_counter() - began
+            spent = time.process_time() - began
             self._found.timed += 1
             self._found.worst_record_s[self.path.name] = max(spent, self._found.worst_record_s.get(self.path.name, 0.0))
 

@@ -23,14 +23,17 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from mutations import Mutations, Record
 
+from driftline.cli import app
 from driftline.contracts.messages import schema
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.errors import DriftlineError
 from driftline.pipeline import load_pipeline
 from driftline.stream.dead_letters import REASONS
 from driftline.stream.kafka import LogReader, ensure_topics
@@ -139,10 +142,12 @@ class Site:
                     found[family.name] += sample.value
         return found["driftline_messages_read"], found["driftline_messages"]
 
-    def driftline(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "driftline", *arguments]
-        environment = {**self.environment, **settings}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    async def letters(self, *arguments: str, pii_key: str = KEY) -> tuple[int, str]:
+        """`driftline dead-letters` for this pipeline, as the command line runs it: exit status, and what it said."""
+        environment = {**self.environment, "DRIFTLINE_PII_KEY": pii_key}
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["dead-letters", self.name, *arguments], env=environment)
+        said = done.output + (str(done.exception) if isinstance(done.exception, DriftlineError) else "")
+        return done.exit_code, said
 
 
 async def until(what: Callable[[], Awaitable[Any]]) -> None:
@@ -226,26 +231,22 @@ async def _adds_up(site: Site) -> bool:
 
 async def _looked_at(site: Site, by_topic: Counter[str]) -> None:
     """The commands, as an operator gives them."""
-    listed = await asyncio.to_thread(site.driftline, "dead-letters", site.name)
-    assert listed.returncode == 0, listed.stderr
-    assert {line.split()[0] for line in listed.stdout.splitlines()[1:]} == by_topic.keys()
-    assert "feature" in listed.stdout and "undecodable" in listed.stdout
-    shown = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "show", "--reason", "future", "--newest", "1")
-    place = shown.stdout.split()[0]
-    one = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "show", place, "--payload")
-    assert one.returncode == 0, one.stderr
-    assert '"payment_id": "early' in one.stdout
-    assert "early" not in shown.stdout
-    locked = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "show", place, "--payload", DRIFTLINE_PII_KEY="")
-    assert (locked.returncode, "DRIFTLINE_PII_KEY" in locked.stderr) == (1, True)
-    tried = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "replay", "--reason", "future", "--dry-run")
-    assert tried.stdout.startswith(f"{EARLY} of {EARLY} would be sent again")
+    status, listed = await site.letters()
+    assert status == 0, listed
+    assert {line.split()[0] for line in listed.splitlines()[1:]} == by_topic.keys()
+    assert "feature" in listed and "undecodable" in listed
+    _, shown = await site.letters("show", "--reason", "future", "--newest", "1")
+    assert "early" not in shown
+    place = shown.split()[0]
+    status, one = await site.letters("show", place, "--payload")
+    assert (status, '"payment_id": "early' in one) == (0, True), one
+    status, locked = await site.letters("show", place, "--payload", pii_key="")
+    assert (status, "DRIFTLINE_PII_KEY" in locked, "early" in locked) == (1, True, False)
+    assert (await site.letters("replay", "--reason", "future", "--dry-run"))[1].startswith(f"{EARLY} of {EARLY} would be sent again")
     await asyncio.sleep(16)  # until their time is less than five minutes ahead
-    again = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "replay", "--reason", "future")
-    assert (again.returncode, again.stdout) == (0, f"{EARLY} of {EARLY} accepted now\n"), again.stdout + again.stderr
-    wrong = await asyncio.to_thread(site.driftline, "dead-letters", site.name, "replay", "--reason", "missing_id", "--since", "1h")
-    assert (wrong.returncode, wrong.stdout.startswith("0 of ")) == (1, True)
-    assert "refused again" in wrong.stdout
+    assert await site.letters("replay", "--reason", "future", "--wait-s", "120") == (0, f"{EARLY} of {EARLY} accepted now\n")
+    status, wrong = await site.letters("replay", "--reason", "missing_id", "--since", "1h", "--wait-s", "120")
+    assert (status, wrong.startswith("0 of "), "refused again" in wrong) == (1, True, True), wrong
 
 
 async def test_the_limit_of_dead_letters_holds_through_restarts(site: Site):
