@@ -216,7 +216,7 @@ class Loop:
         command = [sys.executable, "-m", "driftline", "rebuild", self.pipeline.name, *arguments]
         environment = {**os.environ, **self.environment}
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=self.addresses.run_dir
+            command, env=environment, capture_output=True, text=True, timeout=280, check=False, cwd=self.addresses.run_dir
         )
 
 
