@@ -216,7 +216,7 @@ class Loop:
         command = [sys.executable, "-m", "driftline", "rebuild", self.pipeline.name, *arguments]
         environment = {**os.environ, **self.environment}
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=self.addresses.run_dir
+            command, env=environment, capture_output=True, text=True, timeout=280, check=False, cwd=self.addresses.run_dir
         )
 
 
@@ -404,7 +404,7 @@ async def test_a_row_that_is_spoilt_in_the_store_is_found_and_mended(loop: Loop)
     """
     before = await loop.store()
     key = next(key for key in before if b"-feature:0}:aircraft:" in key)
-    await loop.put(key, before[key][:-1] + bytes([before[key][-1] ^ 1]))
+    await loop.put(key, before[key][:-1] + bytes([before[key][-1] ^ 0xFF]))
     (looked,) = await loop.rebuild("feature", partition=0, dry_run=True)
     assert (looked.stored, looked.written, looked.stands(Orders(dry_run=True))) == (1, False, False)
     assert (await loop.store())[key] != before[key]
