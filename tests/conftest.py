@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from driftline.local.stack import Stack
+
+settings.register_profile("driftline", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+settings.load_profile("driftline")
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ class Site:
                 process.wait()
 
     async def put(self, topic: str, records: Sequence[Record]) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=4 << 20)
+        producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=4 << 20, enable_idempotence=True)
         await producer.start()
         for record in records:
             await producer.send(topic, record.value, key=record.key, partition=0)

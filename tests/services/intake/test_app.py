@@ -83,7 +83,7 @@ class Upstream:
 
     async def put(self, topic: str, partition: int, *values: bytes | None) -> None:
         """Append as an application would, one after the other."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=8 << 20)
+        producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=8 << 20, enable_idempotence=True)
         await producer.start()
         for value in values:
             await producer.send_and_wait(topic, value, key=b"any", partition=partition)
