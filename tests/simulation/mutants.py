@@ -180,8 +180,8 @@ MUTANTS = (
         (
             ("[*effects.messages, *letters], self._partition", "effects.messages, self._partition"),
             (
-                "    self._operator.dead_letters.sent(self._operator.topic, refused)\n",
-                "    await self._sink.send(letters, self._partition, now_ms)\n    self._operator.dead_letters.sent(self._operator.topic, refused)\n",
+                "    self._operator.dead_letters.sent(",
+                "    await self._sink.send(letters, self._partition, now_ms)\n    self._operator.dead_letters.sent(",
             ),
         ),
     ),
