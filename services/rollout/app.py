@@ -34,8 +34,7 @@ from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Messages, Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import Publisher, Source
-from driftline.stream.letterbox import letters_lately
+from driftline.stream.kafka import Publisher, Source, letters_lately
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 

@@ -22,7 +22,7 @@ from aiokafka.errors import (
     OutOfOrderSequenceNumber,
     RequestTimedOutError,
 )
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.structs import OffsetAndMetadata, OffsetAndTimestamp
 
 from .faults import LONG_S, PROCESS, Died, Process, Wire
 
@@ -164,7 +164,7 @@ class Consumer:
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._deaf = False
-        self._client = self
+        self._client = self._coordinator = self
 
     async def start(self) -> None:
         await self._cluster.request("connect a consumer", lambda: None)
@@ -213,6 +213,27 @@ class Consumer:
         cluster, place = self._cluster, (self._group or "", at.topic, at.partition)
         found: tuple[int, str] | None = await cluster.request("ask for the committed offset", lambda: cluster.committed.get(place))
         return found[0] if found else None
+
+    async def fetch_committed_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        cluster, group = self._cluster, self._group or ""
+        found: dict[TopicPartition, OffsetAndMetadata] = await cluster.request(
+            "ask for what is noted",
+            lambda: {
+                at: OffsetAndMetadata(*cluster.committed[group, at.topic, at.partition])
+                for at in partitions
+                if (group, at.topic, at.partition) in cluster.committed
+            },
+        )
+        return found
+
+    async def offsets_for_times(self, times: dict[TopicPartition, int]) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        """All that is on a log was put there lately."""
+        cluster = self._cluster
+        found: dict[TopicPartition, OffsetAndTimestamp | None] = await cluster.request(
+            "ask for an offset by time",
+            lambda: {at: OffsetAndTimestamp(log.start, 0) if (log := cluster.log(at)).start < log.end else None for at in times},
+        )
+        return found
 
     async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         cluster = self._cluster

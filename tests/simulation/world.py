@@ -424,9 +424,9 @@ def _cached_parsers(made: Any) -> Any:
     """The same for what parses upstream topics."""
     known: dict[Any, Any] = {}
 
-    def make(stream: Any, registry: Any, pii_key: bytes) -> Any:
+    def make(stream: Any, registry: Any, pii_key: bytes, names: Any) -> Any:
         if stream not in known:
-            known[stream] = made(stream, registry, pii_key)
+            known[stream] = made(stream, registry, pii_key, names)
         return known[stream]
 
     return make
@@ -468,7 +468,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
     ]
     shorter = [
         (kafka, "ACKS_S", 3.0),
-        (kafka._answering.__wrapped__, "__defaults__", (3.0,)),
+        (kafka.answering.__wrapped__, "__defaults__", (3.0,)),
         (worker, "SILENCE_S", 3.0),
         (services.intake.app, "SILENCE_S", 3.0),
         (services.intake.app, "EMIT_MAX", 4),

@@ -32,6 +32,7 @@ from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled,
 BATCH_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
+DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
 
 
@@ -487,3 +488,20 @@ async def committed_metadata(kafka: str, group: str) -> dict[tuple[str, int], tu
     finally:
         await admin.close()
     return {(at.topic, at.partition): (one.offset, one.metadata) for at, one in found.items() if one.offset >= 0}
+
+
+async def letters_lately(kafka: str, topics: Topics, clock: Clock) -> int:
+    """
+    How many letters all services together have put on the pipeline's dead-letter topic within a day, copies included. Offsets tell,
+    so nothing is read. Raises Recoverable.
+    """
+    at = TopicPartition(topics.dead_letters.name, 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
+    try:
+        async with answering(f"{at.topic}: cannot count the letters"):
+            await consumer.start()
+            first = (await consumer.offsets_for_times({at: clock.now_ms() - DAY_MS}))[at]
+            end: int = (await consumer.end_offsets([at]))[at]
+    finally:
+        await consumer.stop()
+    return 0 if first is None else end - int(first.offset)

@@ -1,38 +1,17 @@
 """
-Where readers that are no workers put what they could not take, and how many letters a pipeline has had lately.
+Where readers that are no workers put what they could not take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
 from driftline.clock import Clock
 from driftline.contracts.topics import Topic, Topics
 from driftline.stream.batch import Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import Publisher, answering
+from driftline.stream.kafka import Publisher, letters_lately
 from driftline.stream.records import Polled
-
-DAY_MS = 86_400_000
-
-
-async def letters_lately(kafka: str, topics: Topics, clock: Clock) -> int:
-    """
-    How many letters all services together have put on the pipeline's dead-letter topic within a day, copies included. Offsets tell,
-    so nothing is read. Raises Recoverable.
-    """
-    at = TopicPartition(topics.dead_letters.name, 0)
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
-    try:
-        async with answering(f"{at.topic}: cannot count the letters"):
-            await consumer.start()
-            first = (await consumer.offsets_for_times({at: clock.now_ms() - DAY_MS}))[at]
-            end: int = (await consumer.end_offsets([at]))[at]
-    finally:
-        await consumer.stop()
-    return 0 if first is None else end - int(first.offset)
 
 
 class Letterbox:

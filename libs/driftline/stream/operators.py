@@ -20,9 +20,8 @@ from driftline.logs import log
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Core, Effects
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import Cluster, LogReader, SetAside, Sink, Source, describe
+from driftline.stream.kafka import Cluster, LogReader, SetAside, Sink, Source, describe, letters_lately
 from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
-from driftline.stream.letterbox import letters_lately
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.turns import Turns
