@@ -109,9 +109,9 @@ def _figures(found: Any, workers: int) -> list[tuple[str, Any]]:
         ("mutated messages", found.mutants),
         ("in the dead letters, with a reason of the list", found.refused.total()),
         ("still valid", found.valid.total()),
-        ("good neighbours, each applied as it is without them", found.good.total()),
-        ("crashes, and exceptions that are no classification", 0),
-        ("good neighbours refused or changed", 0),
+        ("good neighbours, compared with a run without any mutant", found.good.total()),
+        ("crashes, and exceptions that are no classification (the first ends a run)", 0),
+        ("good neighbours refused, or changed by refused ones (the first ends a run)", 0),
         ("read by the loop and the rollout / accounted for by their metrics", f"{found.read:,.0f} / {found.accounted:,.0f}"),
         (
             "memory after the warm-up (a tenth of the run), peak, end",
