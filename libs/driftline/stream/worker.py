@@ -190,13 +190,13 @@ class _Session:
         """Find out where to go on, and refuse if this log, this state or this definition is another than was left here."""
         await self._source.start()
         await self._sink.start()
-        start, end = await self._source.bounds()
-        self._end = end
         committed = await self._source.committed()
+        entry = await self._ledger.open() if self._ledger else None
+        start, end = await self._source.bounds()  # after the ledger, which another process may be moving along with the log's end
+        self._end = end
         if self._ledger is None:
             self.position = start if committed is None else committed
         else:
-            entry = await self._ledger.open()
             if entry is None and committed is not None:
                 raise Fatal(self._worded("the store has no ledger, but the group has a committed offset: the state was lost"))
             if entry is not None:
