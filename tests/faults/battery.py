@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,9 @@ async def play(part: Part, seed: int, scale: float, folder: Path, say: Any = pri
         rig.feed(part.days, part.mix, part.pace)
         supervising = asyncio.create_task(rig.supervise())
         try:
-            await give(part, rig, seed, scale, trials, say)
+            await before(supervising, give(part, rig, seed, scale, trials, say))
             told["doses_s"] = time.monotonic() - began_s
-            await finish(rig, supervising)
+            await before(supervising, finish(rig))
             told["played_s"] = time.monotonic() - began_s
         except (Lost, DriftlineError) as error:
             lost = str(error)
@@ -94,7 +94,20 @@ async def give(part: Part, rig: Rig, seed: int, scale: float, trials: list[Trial
         say(f"{part.name} {len(trials):>4}  {trial.dose} {trial.service} {trial.how}{' whole' if trial.whole else ''}{took}")
 
 
-async def finish(rig: Rig, supervising: asyncio.Task[None]) -> None:
+async def before(supervising: asyncio.Task[None], doing: Coroutine[Any, Any, None]) -> None:
+    """Do something, unless what supervises meanwhile gives up first."""
+    task = asyncio.create_task(doing)
+    try:
+        await asyncio.wait({task, supervising}, return_when=asyncio.FIRST_COMPLETED)
+        if supervising.done():
+            supervising.result()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def finish(rig: Rig) -> None:
     """No more doses: let the feeder come to its end, which waits for the loop's last answer."""
     (rig.feed_folder / "midnight").unlink(missing_ok=True)
     (rig.feed_folder / "enough").touch()
@@ -102,8 +115,6 @@ async def finish(rig: Rig, supervising: asyncio.Task[None]) -> None:
     feeder = rig.stack.children["feeder"]
     deadline = time.monotonic() + END_S
     while feeder.alive:
-        if supervising.done():
-            supervising.result()
         if time.monotonic() > deadline:
             raise Lost(f"the loop has not come to its end in {END_S:.0f} s: {feeder.log_tail(10)}")
         await asyncio.sleep(0.1)

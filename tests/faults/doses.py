@@ -238,9 +238,9 @@ class Doses:
     async def flush_and_rebuild(self) -> Trial:
         """FLUSHALL under running services; they refuse; `driftline rebuild` and they go on."""
         rig, began_s = self._rig, time.monotonic()
-        with Redis.from_url(rig.valkey.url) as client:
-            client.flushall()
         with rig.meaning(*STATEFUL):
+            with Redis.from_url(rig.valkey.url) as client:
+                client.flushall()
             for service in STATEFUL:
                 await rig.end(service, hard=False)
             environment = {**os.environ, **rig.stack.environment()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -52,6 +53,7 @@ LOOK_EVERY_S = 0.02
 READY_S = 120.0
 OUTPUT_S = 120.0  # how long a killed one may take to its next output before the battery gives up on the play
 LOG_LINES = 30
+REFUSED = "Rebuild it from the log"  # what a worker says of a partition that it must not go on with
 
 
 class Lost(Exception):
@@ -253,8 +255,12 @@ class Rig:
             await asyncio.sleep(0.1)
 
     async def supervise(self) -> None:
-        """Start again, as a supervisor does, a service that ended by itself, and remember that it did; sample memory."""
-        while True:
+        """
+        Start again, as a supervisor does, a service that ended by itself, and remember that it did; sample memory. Raises Lost when a
+        service refuses a partition, or when the feeder fails.
+        """
+        for turn in itertools.count():
+            await self._refuse_refusals(SERVICES[turn % len(SERVICES)])
             for name, child in list(self.stack.children.items()):
                 if name in SERVICES and not self._meant[name] and not child.alive:
                     self.exits.append(f"{name} ended by itself (status {child.exit_code}): {child.log_tail(3)[-600:]}")
@@ -264,6 +270,11 @@ class Rig:
             for name in SERVICES:
                 self.sample(name)
             await asyncio.sleep(0.2)
+
+    async def _refuse_refusals(self, name: str) -> None:
+        told = await asyncio.to_thread(self.ready, name)
+        if REFUSED in told and not self._meant[name]:
+            raise Lost(f"{name} refuses: {told}")
 
     def sample(self, name: str) -> int:
         """The memory of a service's worker now, in bytes; remembers the peak."""

@@ -418,6 +418,28 @@ async def test_two_workers_on_one_partition_make_one_result(bench: Bench):
     assert expected(400) == (await bench.outcomes())[0]
 
 
+async def test_a_worker_is_not_refused_because_another_moves_on_while_it_acquires(bench: Bench):
+    """
+    Of two on one partition one reads the ledger when the other has just applied what was published a moment ago: that log is no other log.
+    """
+    await bench.publish(30)
+    await bench.run_until(30)
+    moved: list[int] = []
+
+    class MovedMeanwhile(MemoryLedger):
+        async def open(self) -> Entry | None:
+            if not moved:
+                await bench.publish(10, 30)
+                await bench.run_until(40)
+                moved.append(bench.standing())
+            return await super().open()
+
+    worker = await replace(bench, ledger_kind=MovedMeanwhile).run_until(40)
+    assert moved == [40]
+    assert worker.refused == ""
+    assert (await bench.outcomes())[0] == expected(40)
+
+
 async def test_an_undecodable_record_goes_to_the_dead_letters_and_its_neighbours_go_on(bench: Bench):
     """
     Raw, with the reason, and the coordinate that it had.
