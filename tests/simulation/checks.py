@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from driftline.stream.batch import sifted
 from driftline.stream.records import Polled, drop_seen
 
 from .cluster import Log
@@ -113,12 +114,16 @@ def replayed(world: World, operator: Any, number: int, log: Log, poisoned: Colle
         some = records[at : at + 1 + world.random.randrange(24)]
         at += len(some)
         polled = Polled(*([getattr(record, name) for record in some] for name in ("offset", "key", "value", "timestamp")))
-        batch, seen = drop_seen(decoder.decode(number, polled)[0], seen)
-        if not len(batch):
+        batch, _ = sifted(core, *decoder.decode(number, polled))
+        fresh, after = drop_seen(batch, seen)
+        if not len(fresh):
+            seen = after
             continue
-        while needed := core.needs(batch):
+        while needed := core.needs(fresh):
             core.load({key: rows.get(key) for key in needed})
-        for key, row in core.step(batch).state.items():
+        effects = core.step(fresh)
+        seen = drop_seen(batch.without(effects.refused), seen)[1] if effects.refused else after
+        for key, row in effects.state.items():
             if row is None:
                 rows.pop(key, None)
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,15 @@ TICK, EVENTS, JOURNAL, UPSTREAM = 0, 1, 3, 16
 Lanes = dict[tuple[int, int, int], tuple[int, int]]
 
 
-def taken(log: Iterable[Numbered], poisoned: Collection[str] = ()) -> tuple[list[Numbered], Lanes]:
+def _is_fine(event: Fields) -> bool:
+    """For logs of which all that can be read is taken."""
+    return False
+
+
+def taken(log: Iterable[Numbered], is_refused: Callable[[Fields], bool] = _is_fine) -> tuple[list[Numbered], Lanes]:
     """
-    First copies, and the last coordinate of each lane: what a reader takes who keeps one coordinate a lane. What kills its reader is
-    set aside unread, so its coordinate counts for nothing.
+    First copies, and the last coordinate of each lane: what a reader takes who keeps one coordinate a lane. The coordinate of what is
+    refused, or kills its reader, counts for nothing: a true record may still come with it.
     """
     last: Lanes = {}
     found = []
@@ -36,7 +41,7 @@ def taken(log: Iterable[Numbered], poisoned: Collection[str] = ()) -> tuple[list
         coordinate = (fields["offset"], fields["index"])
         if coordinate > last.get(lane(fields), (-1, -1)):
             found.append((offset, fields))
-            if fields.get("id") not in poisoned:
+            if not is_refused(fields):
                 last[lane(fields)] = coordinate
     return found, last
 
@@ -141,6 +146,20 @@ class Views:
 STREAMS = {"one": ("asks",), "shops": ("asks", "facts"), "live": ("asks", "facts")}
 
 
+def is_unreadable(pipeline: str, event: Fields) -> bool:
+    """Whether an event is of no stream of the pipeline, or its body no record of its stream."""
+    if event["message"] == "tick":
+        return False
+    number = event["source"] - UPSTREAM
+    if not 0 <= number < len(STREAMS[pipeline]):
+        return True
+    try:
+        body_fields(pipeline, STREAMS[pipeline][number], event["body"])
+    except Exception:  # whatever a decoder raises at what is no record
+        return True
+    return False
+
+
 @dataclass
 class FeatureSays:
     """What the feature service must have written of one partition of the log, in order."""
@@ -165,7 +184,7 @@ def feature(
             said.features.append(_passed(event, FEATURE))
             said.journal.append(_passed(event, FEATURE))
             continue
-        if event["id"] in poisoned:
+        if event["id"] in poisoned and not is_unreadable(pipeline, event):  # what is unreadable is refused before it can kill
             said.refused.append((offset, "poison"))
             continue
         number = event["source"] - UPSTREAM

@@ -82,7 +82,10 @@ class Topology:
     def events_of(self, partition: int) -> tuple[list[oracle.Numbered], oracle.Lanes]:
         """First copies on one partition of the events."""
         poisoned = {name for _, name in self.world.poison}
-        return oracle.taken(checks.messages(self.world.log(self.topics.events.name, partition)), poisoned)
+        return oracle.taken(
+            checks.messages(self.world.log(self.topics.events.name, partition)),
+            lambda event: event.get("id") in poisoned or oracle.is_unreadable(self.pipeline, event),
+        )
 
     def unframed(self, topic: str, partition: int) -> set[tuple[str, int, int, str]]:
         """The dead letters that rubbish on a log must have become."""
