@@ -31,7 +31,7 @@ import numpy as np
 from driftline.contracts.messages import Source
 from driftline.errors import Invalid
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Batch, Column, Effects, Messages, Table, Varlen
+from driftline.stream.batch import Batch, Column, Effects, Messages, Refused, Table, Varlen
 from driftline.stream.journal import Tick, ticks_of
 
 from .waiting import (
@@ -115,6 +115,13 @@ class Labeler:
         """The share of settled answers whose label was told, not taken from silence; None before the first."""
         joined, expired = self.totals.get("joined", 0), self.totals.get("expired", 0)
         return joined / (joined + expired) if joined + expired else None
+
+    def unfit(self, batch: Batch) -> Sequence[Refused]:
+        outcomes = batch["outcome"]
+        if outcomes is None:
+            return ()
+        bad = (outcomes["label"] < 0) | (outcomes["label"] > 1)
+        return [Refused(offset, "contract", '"label" is neither 0 nor 1') for offset in outcomes.offsets[bad].tolist()]
 
     def needs(self, batch: Batch) -> Sequence[bytes]:
         return sorted(self._missing)

@@ -60,7 +60,7 @@ TEXTS = ("slices", "retrains")
 TIMES = ("time", "visible", "asked", "known", "start", "end")
 # When an event or a row happened may be told ahead (a departure that is planned); when it could be known may not.
 PLANNED = {("event", "time"), ("row", "time"), ("answer", "time"), ("outcome", "time"), ("prediction", "time")}
-LABELS = {"outcome": (0, 1), "example": (-1, 1)}
+LABELS = {"example": (-1, 1)}
 COUNTED = ("deployment", "revision", "answer_index", "version")
 
 

@@ -391,8 +391,9 @@ class LogReader:
     async def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
         polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
         batch, refused = self._decoder.decode(partition, polled)
-        for one in refused:
-            log.warning("left out", topic=self._topic.name, partition=partition, offset=one.offset, reason=one.reason, because=one.detail)
+        if refused:
+            first, where = refused[0], {"topic": self._topic.name, "partition": partition}
+            log.warning("left out", **where, records=len(refused), offset=first.offset, reason=first.reason, because=first.detail)
         if refused and self._set_aside is not None:
             await self._set_aside(partition, polled, refused)
         return batch

@@ -479,3 +479,12 @@ def test_state_is_bounded_by_what_waits() -> None:
     held = 20 * (HORIZON_MS + REVISIONS_MS + 2 * TICK_MS) // TICK_MS
     assert run.labeler.waiting <= held
     assert len(run.rows) <= 2 * (held // SEGMENT + 2) + 1
+
+
+def test_an_outcome_with_a_label_that_is_none_is_told_apart() -> None:
+    """
+    Before coordinates are compared, so that it does not stand in the way of the true one.
+    """
+    journal = [outcome("a", 1_000, 2), outcome("b", 1_000, 1), outcome("c", 1_000, -1), outcome("d", 1_000, 0)]
+    found = Labeler(declared(), 0).unfit(batch_of(journal, 0, 4))
+    assert [(one.offset, one.reason) for one in found] == [(0, "contract"), (2, "contract")]

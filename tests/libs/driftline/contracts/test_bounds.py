@@ -60,7 +60,6 @@ def test_what_a_service_says_is_within_its_bounds(message: str) -> None:
         ("outcome", {"offset": 1 << 48}, "contract"),
         ("outcome", {"index": -1}, "contract"),
         ("outcome", {"event_offset": -2}, "contract"),
-        ("outcome", {"label": 2}, "contract"),
         ("outcome", {"visible": -1}, "bad_time"),
         ("outcome", {"visible": WRITTEN_MS + AHEAD_MS_MAX + 1}, "bad_time"),
         ("outcome", {"key": "k" * (NAME_BYTES_MAX + 1)}, "too_large"),

@@ -40,14 +40,14 @@ def row(place: Any, event_offset: int) -> Messages:
     features = np.arange(len(layout.names), dtype=np.float32)[None, :]
     ages = np.full((1, len(layout.views)), 60, np.float32)
     columns = header(Source.EVENTS, event_offset, event_offset) | text(id="two", key="N1", layout=layout.version)
-    columns |= numbers(time=VISIBLE, visible=VISIBLE, deployment=3)
+    columns |= numbers(partition=1, time=VISIBLE, visible=VISIBLE, deployment=3)
     columns |= {"slices": Varlen.of([pack_strings(["JFK", "UA"])]), "row": layout.pack(features, ages)}
     return Messages("features", "row", None, columns, np.array([event_offset]), to=1)
 
 
 def outcome(event_offset: int) -> Messages:
     columns = header(Source.EVENTS, event_offset + 7, event_offset) | text(id="two", key="N1", origin="arrivals")
-    columns |= numbers(time=VISIBLE, visible=VISIBLE, label=1)
+    columns |= numbers(partition=1, time=VISIBLE, visible=VISIBLE, label=1)
     return Messages("journal", "outcome", None, columns, np.array([event_offset]), to=1)
 
 
