@@ -30,18 +30,22 @@ def _is_fine(event: Fields) -> bool:
     return False
 
 
-def taken(log: Iterable[Numbered], is_refused: Callable[[Fields], bool] = _is_fine) -> tuple[list[Numbered], Lanes]:
+def taken(
+    log: Iterable[Numbered], is_unreadable: Callable[[Fields], bool] = _is_fine, poisoned: Collection[str] = ()
+) -> tuple[list[Numbered], Lanes]:
     """
     First copies, and the last coordinate of each lane: what a reader takes who keeps one coordinate a lane. The coordinate of what is
-    refused, or kills its reader, counts for nothing: a true record may still come with it.
+    unreadable counts for nothing, so each copy of it is met; nor does that of what kills its reader.
     """
     last: Lanes = {}
     found = []
     for offset, fields in log:
         coordinate = (fields["offset"], fields["index"])
-        if coordinate > last.get(lane(fields), (-1, -1)):
+        if is_unreadable(fields):
             found.append((offset, fields))
-            if not is_refused(fields):
+        elif coordinate > last.get(lane(fields), (-1, -1)):
+            found.append((offset, fields))
+            if fields.get("id") not in poisoned:
                 last[lane(fields)] = coordinate
     return found, last
 
@@ -184,22 +188,18 @@ def feature(
             said.features.append(_passed(event, FEATURE))
             said.journal.append(_passed(event, FEATURE))
             continue
-        if event["id"] in poisoned and not is_unreadable(pipeline, event):  # what is unreadable is refused before it can kill
+        number = event["source"] - UPSTREAM
+        if is_unreadable(pipeline, event):  # before it can kill anybody
+            said.refused.append((offset, "undecodable" if 0 <= number < len(STREAMS[pipeline]) else "contract"))
+            continue
+        if event["id"] in poisoned:
             said.refused.append((offset, "poison"))
             continue
-        number = event["source"] - UPSTREAM
-        if not 0 <= number < len(STREAMS[pipeline]):
-            said.refused.append((offset, "contract"))
-            continue
         stream = STREAMS[pipeline][number]
-        try:
-            if whole:
-                copy, row, record = _catch_up(views, everything, event)
-            else:
-                copy, row, record = views.take(event, stream)
-        except Exception:  # whatever a decoder raises at what is no record
-            said.refused.append((offset, "undecodable"))
-            continue
+        if whole:
+            copy, row, record = _catch_up(views, everything, event)
+        else:
+            copy, row, record = views.take(event, stream)
         if copy or not event["home"]:
             continue
         about = _about(event, partition, offset)

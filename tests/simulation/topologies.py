@@ -84,7 +84,8 @@ class Topology:
         poisoned = {name for _, name in self.world.poison}
         return oracle.taken(
             checks.messages(self.world.log(self.topics.events.name, partition)),
-            lambda event: event.get("id") in poisoned or oracle.is_unreadable(self.pipeline, event),
+            functools.partial(oracle.is_unreadable, self.pipeline),
+            poisoned,
         )
 
     def unframed(self, topic: str, partition: int) -> set[tuple[str, int, int, str]]:
@@ -190,9 +191,8 @@ class Broadcast(OneInput):
 
     def violations(self) -> list[str]:
         poisoned = {name for _, name in self.world.poison}
-        whole = [
-            one for one in self.merged if one["message"] == "event" and one["source"] < oracle.UPSTREAM + 2 and one["id"] not in poisoned
-        ]
+        events = [one for one in self.merged if one["message"] == "event" and one["id"] not in poisoned]
+        whole = [one for one in events if not oracle.is_unreadable(self.pipeline, one)]
         found, owed = self.feature_violations(whole)
         return [*found, *checks.letters(self.world, self.topics.dead_letters.name, owed)]
 
