@@ -7,6 +7,7 @@ What `driftline.stream.ledger` uses of redis-py is here with the same names: it 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -66,16 +67,15 @@ class Client:
 
     async def ask(self, what: str, effect: Any, *, writes: bool = False) -> Any:
         """One command. After a restart of the server the first one fails, the next one finds a new connection."""
+        wire = self.store.wire
         for attempt in range(self.retries + 1):
-            epoch = self.epoch
+            found = functools.partial(self._on_connection, self.epoch, attempt, effect, writes)
             try:
-                return await self.store.wire.exchange(
-                    what, lambda: self._on_connection(epoch, attempt, effect, writes), _lost, self._patience_s
-                )  # noqa: B023
+                return await wire.exchange(what, found, _lost, self._patience_s)
             except (RedisConnectionError, RedisTimeoutError):
                 if attempt == self.retries:
                     raise
-                await asyncio.sleep(self.store.wire.random.random())  # until there is a new connection
+                await asyncio.sleep(wire.random.random())  # until there is a new connection
 
     def _on_connection(self, epoch: int, attempt: int, effect: Any, writes: bool) -> Any:
         store = self.store

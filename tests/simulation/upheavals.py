@@ -31,7 +31,7 @@ class Upheaval(OneInput):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         world.poison.clear()
-        world.wire.dose = replace(world.wire.dose, takeovers=0)
+        world.wire.takeovers.clear()
         self.feature: Slot = world.slots[0]
         self.must_refuse = ""  # words that the refusal has to have
         self.said: list[str] = []  # what a process of another definition answered

@@ -28,6 +28,7 @@ import services.inference.app
 import services.intake.app
 import services.labeler.app
 import services.labeler.core
+import services.labeler.waiting
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.features.plan import Plan
@@ -479,6 +480,8 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (services.intake.app, "POLL_MAX", 4),
         (services.intake.app, "WAITING_MAX", 8),
         (worker, "ROWS_MAX", 12),
+        (services.labeler.core, "SEGMENT", 3),
+        (services.labeler.waiting, "SEGMENT", 3),
     ]
     return [*outside, *same, *shorter]
 
