@@ -27,8 +27,8 @@ from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe
-from driftline.stream.letterbox import Letterbox, letters_lately
+from driftline.stream.kafka import LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe, letters_lately
+from driftline.stream.letterbox import Letterbox
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Encoder, Polled
 

@@ -106,6 +106,8 @@ class Wire:
         self.requests = 0
         self.faults = 0
         self.may_crash: Callable[[Process], bool] = lambda process: True
+        self.take_over: Callable[[Process], None] = lambda process: None
+        self.takeovers = {random.randrange(5, 150) for _ in range(dose.takeovers)}  # by number of the request
         self.calm = False
         self._kinds: list[tuple[float, str]] = []
         self._troubled(dose)
@@ -159,6 +161,8 @@ class Wire:
         self.requests += 1
         if process.dead:
             raise Died
+        if self.requests in self.takeovers and not self.calm:
+            self.take_over(process)  # in the middle of whatever it does
         if process.awake is not None:
             await process.awake.wait()
             if process.dead:

@@ -51,6 +51,7 @@ class Happenings:
         self._random = random
         self._pipeline = pipeline
         self.now = START_MS + 1_000 + random.randrange(20) * 5
+        self._pace = random.choice((1, 1, 3))
         self._number = 0
         self._asked: list[Fields] = []
         self._recent: list[tuple[str, Fields]] = []
@@ -58,7 +59,7 @@ class Happenings:
     def next(self) -> tuple[str, Fields]:
         """The next record: its stream, and its fields with `visible` among them."""
         random = self._random
-        self.now += random.choice((0, 0, 5, 5, 10, 10, 20, 40))
+        self.now += self._pace * random.choice((0, 0, 5, 5, 10, 10, 20, 40))
         if self._recent and random.random() < 0.08:  # the application sends it again
             stream, record = random.choice(self._recent[-4:])
             return stream, {**record, "visible": max(record["visible"], self.now - 40)} | self._times(
@@ -71,8 +72,8 @@ class Happenings:
         self._recent.append((stream, record))
         return stream, record
 
-    def _visible(self, most: Sequence[int]) -> int:
-        return self.now - (self._random.choice(most) if self._random.random() < 0.15 else 0)
+    def _visible(self, most: Sequence[int], share: float = 0.15) -> int:
+        return self.now - (self._random.choice(most) if self._random.random() < share else 0)
 
     @staticmethod
     def _times(stream: str, visible: int) -> Fields:
@@ -97,8 +98,8 @@ class Happenings:
 
     def _fact(self) -> Fields:
         self._number += 1
-        visible = self._visible((5, 20, 40, 60, 150))
-        ask = self._random.choice(self._asked[-6:])
+        visible = self._visible((5, 20, 40, 60, 150), 0.3)
+        ask = self._random.choice(self._asked[-10:])
         return {
             "fact_id": f"f{self._number}",
             "ask_id": ask["ask_id"],

@@ -224,7 +224,7 @@ class Live(Merging):
 
     async def _play(self) -> None:
         random, happenings = self.world.random, inputs.Happenings(self.world.random, self.pipeline)
-        for _ in range(random.randrange(3, 14)):
+        for _ in range(random.randrange(4, 18)):
             await asyncio.sleep(0.3 * random.random() ** 2)
             happenings.now = max(happenings.now, self.world.clock.now_ms() - 60)
             if happenings.now > self.world.clock.now_ms():

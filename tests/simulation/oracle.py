@@ -17,7 +17,8 @@ from .messages import Fields, body_fields, lane, single
 
 Numbered = tuple[int, Fields]  # offset on the log, message
 
-LATENESS, HORIZON, IDS = 40, 80, 3  # of the streams of both pipelines
+LATENESS = 40
+DUPLICATES = {"one": (5, 1), "shops": (80, 3), "live": (80, 3)}  # for how long, and how many ids of a key
 FEATURE, INFERENCE, LABELER = 2, 3, 4
 TICK, EVENTS, JOURNAL, UPSTREAM = 0, 1, 3, 16
 
@@ -91,17 +92,18 @@ class Entity:
 class Memory:
     """The ids of one stream and key that are not forgotten yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, horizon: int, most: int) -> None:
+        self.horizon, self.most = horizon, most
         self.ids: list[tuple[str, int]] = []
         self.newest = -math.inf
 
     def is_copy(self, name: str, visible: int) -> bool:
         newest = max(self.newest, visible)
-        kept = [(one, at) for one, at in self.ids if at >= newest - HORIZON]
+        kept = [(one, at) for one, at in self.ids if at >= newest - self.horizon]
         if any(one == name for one, _ in kept):
             return True
-        if visible >= newest - HORIZON:
-            self.ids = [*kept, (name, visible)][-IDS:]
+        if visible >= newest - self.horizon:
+            self.ids = [*kept, (name, visible)][-self.most :]
             self.newest = newest
         return False
 
@@ -121,7 +123,7 @@ class Views:
         """One event: whether it is a copy of an id, the row of a question, and its record."""
         record = body_fields(self.pipeline, stream, event["body"])
         visible, key = event["visible"], event["key"]
-        if self.memories.setdefault((stream, key), Memory()).is_copy(event["id"], visible):
+        if self.memories.setdefault((stream, key), Memory(*DUPLICATES[self.pipeline])).is_copy(event["id"], visible):
             return True, None, record
         row = None
         if stream == "asks":

@@ -6,6 +6,8 @@ What `driftline.stream.ledger` uses of redis-py is here with the same names: it 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -61,18 +63,21 @@ class Client:
         self.retries = retries
         self._patience_s = patience_s
         self.epoch = store.epoch
+        self.attempt = 0
 
     async def ask(self, what: str, effect: Any, *, writes: bool = False) -> Any:
         """One command. After a restart of the server the first one fails, the next one finds a new connection."""
+        wire = self.store.wire
         for attempt in range(self.retries + 1):
-            epoch = self.epoch
+            found = functools.partial(self._on_connection, self.epoch, attempt, effect, writes)
             try:
-                return await self.store.wire.exchange(what, lambda: self._on_connection(epoch, effect, writes), _lost, self._patience_s)  # noqa: B023
+                return await wire.exchange(what, found, _lost, self._patience_s)
             except (RedisConnectionError, RedisTimeoutError):
                 if attempt == self.retries:
                     raise
+                await asyncio.sleep(wire.random.random())  # until there is a new connection
 
-    def _on_connection(self, epoch: int, effect: Any, writes: bool) -> Any:
+    def _on_connection(self, epoch: int, attempt: int, effect: Any, writes: bool) -> Any:
         store = self.store
         if epoch != store.epoch:
             self.epoch = store.epoch
@@ -80,6 +85,7 @@ class Client:
         if writes and store.wire.happens(store.wire.dose.refused):
             store.wire.fault("the store refuses a write")
             raise ResponseError("MISCONF errors writing to disk")
+        self.attempt = attempt
         return effect()
 
     def get(self, key: bytes) -> Awaitable[Any]:
@@ -160,12 +166,11 @@ class Pipeline:
         what it sends the second time is written whatever has happened since.
         """
         writes, answers, watched, epoch = self._writes, self._answers, dict(self._watched), self._watched_epoch
-        store, attempts = self._client.store, [0]
+        client, store = self._client, self._client.store
 
         def executed() -> list[Any] | None:
-            attempts[0] += 1
             changed = epoch != store.epoch or any(store.versions.get(key, 0) != version for key, version in watched.items())
-            if attempts[0] == 1 and watched and changed:
+            if client.attempt == 0 and watched and changed:
                 return None
             store.write(writes)
             return answers

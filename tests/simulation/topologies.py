@@ -47,7 +47,7 @@ class Topology:
         for topic in self.topics.by_kind().values():
             world.cluster.create(topic.name, self.partitions if topic.partitioned else 1)
         self.cut_short = False  # a partition was refused, rightly: what it wrote is right as far as it goes
-        self.bad = random.choice((0.0, 0.0, 0.05))
+        self.bad = random.choice((0.0, 0.0, 0.05, 0.2))
         self.again = random.choice((0.0, 0.1, 0.3))
         self.over_s = 2.0
         self.records_max = random.choice((4, 8, 16, 16))

@@ -31,12 +31,19 @@ class Upheaval(OneInput):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         world.poison.clear()
-        world.wire.dose = replace(world.wire.dose, takeovers=0)
+        world.wire.takeovers.clear()
         self.feature: Slot = world.slots[0]
         self.must_refuse = ""  # words that the refusal has to have
         self.said: list[str] = []  # what a process of another definition answered
         self.before: list[Record] = []  # what the log held, where that is gone
-        scenes = (self._upgrade, self._more_partitions, self._truncate, self._recreate, self._lose_the_store)
+        scenes = (
+            self._upgrade,
+            self._more_partitions,
+            self._truncate,
+            self._truncate_asleep,
+            self._recreate,
+            self._lose_the_store,
+        )
         self._scene: Callable[[], Any] = world.random.choice(scenes)
 
     def players(self) -> list[Player]:
@@ -118,6 +125,24 @@ class Upheaval(OneInput):
             if self.must_refuse:
                 return
             await asyncio.sleep(0.1 * self.world.random.random())
+
+    async def _truncate_asleep(self) -> None:
+        """The same while a process that was stopped stands in the middle of the log, and goes on afterwards."""
+        process, log = self.feature.process, self._log()
+        workers = process.parts[0]._workers if process is not None and process.parts else None
+        if process is None or not workers or workers[0]._session is None or process.awake is not None:
+            return
+        process.awake = asyncio.Event()
+        await asyncio.sleep(STRAGGLERS_S)
+        session = workers[0]._session
+        if session is not None and not process.dead:
+            position = max(session._source._consumer._positions.values(), default=-1)
+            if 0 < position < log.end:
+                self.before = list(log.records)
+                log.truncate(log.end)
+                self.must_refuse = "log"
+        process.awake.set()
+        process.awake = None
 
     async def _recreate(self) -> None:
         """A topic of the same name, with other records."""

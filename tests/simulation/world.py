@@ -28,6 +28,7 @@ import services.inference.app
 import services.intake.app
 import services.labeler.app
 import services.labeler.core
+import services.labeler.waiting
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.features.plan import Plan
@@ -89,6 +90,7 @@ class World:
         self.clock = VirtualClock(self.loop)
         self.wire = Wire(self.loop, self.random, Dose.drawn(self.random), trace)
         self.wire.may_crash = self._may_crash
+        self.wire.take_over = self._take_over
         self.cluster = Cluster(self.wire)
         self.store = Store(self.wire)
         self.slots: list[Slot] = []
@@ -151,23 +153,27 @@ class World:
             slot.stopped = True
         process.die()
 
-    async def _takeover(self, slot: Slot) -> None:
+    def _take_over(self, old: Process) -> None:
         """A second process starts while the first lives on: it was stopped for a while, or only out of reach."""
-        old = slot.process
-        if old is None or old.dead or slot.stopped:
+        slot = next(slot for slot in self.slots if old.name.startswith(f"{slot.name}#"))
+        if old is not slot.process or old.awake is not None or slot.stopped:
             return
-        self.wire.fault(f"{old.name} is replaced while it lives")
+        asleep = self.random.random() < 0.6
+        self.wire.fault(f"{old.name} is replaced while it {'sleeps' if asleep else 'lives'}")
         self.zombies.append(old)
-        asleep = self.random.random() < 0.7
-        if asleep and old.awake is None:
+        if asleep:
             old.awake = asyncio.Event()
         self._start(slot)
-        await asyncio.sleep(1.5 * self.random.random())
-        if asleep and old.awake is not None:
-            old.awake.set()
-            old.awake = None
-        await asyncio.sleep(0.5 + self.random.random())
-        old.die()
+        self.tasks.append(self.loop.create_task(self._outlive(old)))
+
+    async def _outlive(self, zombie: Process) -> None:
+        """For how long the replaced one sleeps, and then goes on."""
+        await asyncio.sleep(1.2 * self.random.random() ** 2)
+        if zombie.awake is not None:
+            zombie.awake.set()
+            zombie.awake = None
+        await asyncio.sleep(0.3 + self.random.random())
+        zombie.die()
 
     async def _stop(self, slot: Slot) -> None:
         """As SIGTERM does: what is in hand is finished, then the next one starts."""
@@ -210,8 +216,6 @@ class World:
         """The faults that come by the clock."""
         dose, random = self.wire.dose, self.random
         coming: list[tuple[float, Callable[[], Any]]] = []
-        for _ in range(dose.takeovers):
-            coming.append((random.random(), functools.partial(self._takeover, random.choice(self.slots))))
         for _ in range(dose.stops):
             coming.append((random.random(), functools.partial(self._stop, random.choice(self.slots))))
         for _ in range(dose.store_restarts):
@@ -468,6 +472,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
     ]
     shorter = [
         (kafka, "ACKS_S", 3.0),
+        (kafka, "SILENCE_S", 3.0),
         (kafka.answering.__wrapped__, "__defaults__", (3.0,)),
         (worker, "SILENCE_S", 3.0),
         (services.intake.app, "SILENCE_S", 3.0),
@@ -475,6 +480,8 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (services.intake.app, "POLL_MAX", 4),
         (services.intake.app, "WAITING_MAX", 8),
         (worker, "ROWS_MAX", 12),
+        (services.labeler.core, "SEGMENT", 3),
+        (services.labeler.waiting, "SEGMENT", 3),
     ]
     return [*outside, *same, *shorter]
 

@@ -34,6 +34,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
+SILENCE_S = 15.0  # for so long a log that is followed may hold more without any of it arriving
 
 
 def _as_parsed(key: bytes) -> bytes:
@@ -323,11 +324,14 @@ class LogReader:
         self.positions: dict[int, int] = {}
         self._set_aside = set_aside
         self.copies = 0
+        self._heard_at = 0.0
+        self._ends: Mapping[int, int] = {}  # at the last silence
 
     async def start(self, starts: Mapping[int, int] | None = None) -> None:
         """Connect and stand at `starts`, or at the start of each partition. Raises Fatal when there is no such topic."""
         async with answering(f"{self._topic.name}: cannot connect"):
             await self._connect(starts or {})
+        self._heard_at, self._ends = asyncio.get_running_loop().time(), {}
 
     async def _connect(self, starts: Mapping[int, int]) -> None:
         self._consumer = AIOKafkaConsumer(
@@ -355,6 +359,7 @@ class LogReader:
     async def read_to(self, ends: Mapping[int, int] | None = None) -> dict[int, Batch]:
         """Everything from where the reader stands up to `ends` (default: the ends now), one batch a partition that had any."""
         goal = dict(ends) if ends is not None else await self.end_offsets()
+        self._heard_at = asyncio.get_running_loop().time()
         batches: dict[int, list[Batch]] = defaultdict(list)
         while any(self.positions[partition] < end for partition, end in goal.items()):
             for partition, batch in await self._poll(1_000, goal):
@@ -370,6 +375,7 @@ class LogReader:
         wanted = [at for at in self._partitions if goal is None or self.positions[at.partition] < goal.get(at.partition, 0)]
         async with answering(self._topic.name):
             polled = await consumer.getmany(*wanted, timeout_ms=timeout_ms, max_records=20_000)
+        await self._listen(bool(polled), goal)
         decoded = []
         try:
             for at, found in polled.items():
@@ -387,6 +393,17 @@ class LogReader:
             if batch is not None and len(fresh := self._fresh(batch)):
                 batches.append((at.partition, fresh))
         return batches
+
+    async def _listen(self, heard: bool, goal: Mapping[int, int] | None) -> None:
+        """Raises Recoverable when for too long nothing has come of what is there: a consumer may have gone deaf."""
+        now = asyncio.get_running_loop().time()
+        if not heard and now - self._heard_at <= SILENCE_S:
+            return
+        if not heard:
+            if any(self.positions[partition] < end for partition, end in (self._ends if goal is None else goal).items()):
+                raise Recoverable(f"{self._topic.name} holds more than was read, and nothing arrives")
+            self._ends = await self.end_offsets()
+        self._heard_at = now
 
     async def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
         polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))

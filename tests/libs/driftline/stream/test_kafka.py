@@ -17,8 +17,8 @@ from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
 from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Publisher, ensure_topics
-from driftline.stream.letterbox import Letterbox, letters_lately
+from driftline.stream.kafka import LogReader, Publisher, ensure_topics, letters_lately
+from driftline.stream.letterbox import Letterbox
 from driftline.stream.records import Polled
 
 

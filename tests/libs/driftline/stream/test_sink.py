@@ -141,3 +141,31 @@ async def test_a_reader_says_nothing_of_copies(kafka: str) -> None:
     assert reader.copies == 1
     await reader.stop()
     await publisher.stop()
+
+
+async def test_a_reader_that_went_deaf_says_so(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Whoever follows a topic would wait for ever for what its consumer does not give; a reader at the end of its log may be silent.
+    """
+    topics, registry = Topics.of(SimpleNamespace(name=f"s{uuid.uuid4().hex[:8]}", retention_ms=86_400_000)), MemoryRegistry()
+    await ensure_topics(kafka, topics, 1)
+    monkeypatch.setattr(client, "SILENCE_S", 0.2)
+    reader = LogReader(kafka, topics.deployments, registry)
+    await reader.start()
+    for _ in range(3):
+        assert await reader.next(0.3) == []
+    fact = Deployment(4, "step", "canary", "", 0, (), (), "", 0.5)
+    at: dict[str, Any] = {"source": Source.CONTROL, "offsets": [4], "indexes": [0], "partition": 0, "to": 0}
+    publisher = Publisher(kafka, topics, registry, Writer.ROLLOUT)
+    await publisher.send(as_messages("deployments", Deployment.message, [fact], **at))
+    await publisher.stop()
+
+    async def deaf(*_: Any, timeout_ms: int, **__: Any) -> dict[Any, Any]:
+        await asyncio.sleep(timeout_ms / 1000)
+        return {}
+
+    monkeypatch.setattr(reader._consumer, "getmany", deaf)
+    with pytest.raises(Recoverable, match="nothing arrives"):
+        for _ in range(20):
+            await reader.next(0.3)
+    await reader.stop()

@@ -2,7 +2,7 @@
 
 from driftline import Pipeline, Stream, View, f
 
-asks = Stream("ask.v1.avsc", topic="one-asks", id="ask_id", key="card", time="at", lateness="40ms", duplicates=("80ms", 3))
+asks = Stream("ask.v1.avsc", topic="one-asks", id="ask_id", key="card", time="at", lateness="40ms", duplicates=("5ms", 1))
 card = View(
     of=asks,
     by="card",
