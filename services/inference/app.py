@@ -126,11 +126,11 @@ class Deployed:
 
     def serve(self, versions: Set[int]) -> None:
         """
-        Make rows answerable that name these versions. Takes as long as their models do, so call it in a thread. Raises
-        Recoverable when the probe came to no verdict: then nothing is answered yet, for an answer must not depend on that.
+        Make rows answerable that name these versions, as far as they were heard of. Takes as long as their models do, so call it in a
+        thread. Raises Recoverable when the probe came to no verdict: then nothing is answered yet, for an answer must not depend on that.
         """
         with self._lock:
-            for version in sorted(versions - self._served):
+            for version in sorted(versions & self._waiting.keys()):
                 deployment = self._waiting[version]
                 self._inference.add(deployment, self._warmed(deployment))
                 self._served.add(version)
