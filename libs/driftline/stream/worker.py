@@ -38,6 +38,7 @@ from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, dro
 ROWS_MAX = 1_000
 BYTES_MAX = 512 << 10
 TRIES_BEFORE_CAUTION = 2
+ALONE_MAX = 2  # deaths with one record alone in hand, after which it is set aside
 IDLE_CHECK_S = 1.0
 SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
 MARK_EVERY_S = 1.0
@@ -292,7 +293,11 @@ class _Session:
         """
         if self._ledger is None or self._tries <= TRIES_BEFORE_CAUTION or self._records_max > 1:
             return False
-        return await self._ledger.count_alone() > 1
+        if await self._ledger.count_alone() <= ALONE_MAX:
+            return False
+        await asyncio.sleep(IDLE_CHECK_S)  # another process may have it in hand: by then it has moved the ledger, or is dead
+        await self._ledger.check()
+        return True
 
     async def round(self) -> bool:
         """Poll and apply once. True when something was applied."""
