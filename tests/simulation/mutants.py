@@ -223,13 +223,6 @@ MUTANTS = (
         only="merge",
     ),
     Mutant(
-        "intake forgets where a source stood",
-        "A restart takes a record that comes late in its own source for as new as it says.",
-        f"{INTAKE_APP}:IntakePart._connect",
-        (('newest[origin] = told["newest"]', "pass"),),
-        only="merge",
-    ),
-    Mutant(
         "a backlog is not waited for",
         "The log goes as far as the fastest source.",
         f"{INTAKE}:Intake.bound",
@@ -294,7 +287,7 @@ MUTANTS = (
         "a poisoned record is tried for ever",
         "Nothing is set aside, however often it has killed the process.",
         f"{WORKER}:_Session._is_poison",
-        (("> 1\n", "> 2**62\n"),),
+        (("<= ALONE_MAX", "<= 2**62"),),
         only="input",
     ),
     Mutant(

@@ -46,6 +46,7 @@ ROWS_MAX = 1_000
 BYTES_MAX = 512 << 10
 ROW_BYTES_UNKNOWN = 4 << 10  # what a row may have, until the first commit has shown it
 TRIES_BEFORE_CAUTION = 2
+ALONE_MAX = 2  # deaths with one record alone in hand, after which it is set aside
 IDLE_CHECK_S = 1.0
 SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
 MARK_EVERY_S = 1.0
@@ -304,7 +305,14 @@ class _Session:
         """
         if self._tries <= TRIES_BEFORE_CAUTION or self._records_max > 1:
             return False
-        return await self._attempts.count_alone() > 1
+        if await self._attempts.count_alone() <= ALONE_MAX:
+            return False
+        await asyncio.sleep(IDLE_CHECK_S)  # another process may have it in hand: by then it has moved on, or is dead
+        if self._ledger is not None:
+            await self._ledger.check()
+        elif await self._source.committed() != self.position:
+            raise Recoverable("another process went on from here")
+        return True
 
     async def round(self) -> bool:
         """Poll and apply once. True when something was applied."""

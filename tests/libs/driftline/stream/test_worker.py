@@ -572,6 +572,44 @@ async def test_without_a_ledger_such_a_record_is_set_aside_too(bench: Bench):
     assert [reason for _, _, reason, _ in await dead_letters(bench)] == ["poison"]
 
 
+class InOtherHands(MemoryLedger):
+    """Other processes have the first record alone in hand, and one of them commits it a moment later."""
+
+    async def count_try(self) -> int:
+        return 20
+
+    async def count_alone(self) -> int:
+        asyncio.get_running_loop().call_later(0.1, self._moved)
+        return 20
+
+    def _moved(self) -> None:
+        for key, value in self._values.items():
+            if key.endswith(b":ledger"):
+                self._values[key] = ENCODE(moved(entry(value)))
+
+
+def moved(told: Entry) -> Entry:
+    """As another process has left it: the bytes differ each time."""
+    seen = {**told.seen, 99: (told.seen.get(99, (0, 0))[0] + 1, 0)}
+    return Entry(told.next, seen, told.anchor, told.cluster, told.partitions, told.digest, told.row_format)
+
+
+async def test_a_record_that_another_process_has_in_hand_is_not_set_aside(bench: Bench):
+    """
+    Before a record is given up the ledger is looked at once more: whoever counted may be alive, and done with it.
+    """
+    bench.records_max = 1
+    await bench.publish(3)
+    await bench.run_until(1)
+    bench.ledger_kind = InOtherHands
+    worker = await bench.worker()
+    task = asyncio.create_task(worker.run())
+    await asyncio.sleep(3)
+    worker.stop()
+    await task
+    assert await dead_letters(bench) == []
+
+
 class DiesWithItsProcess(MemoryLedger):
     """A process that was killed forgives nobody."""
 
