@@ -218,10 +218,10 @@ class Puppet:
         await self._move("nothing")
         if commands and self._silent != "trainer":
             trained = Trained("train-me", "first", "accepted", "", clock.time, 1, "m-1", "d1")
-            await self._send("trainer", "summaries", [trained], number)
+            await self._send("trainer", "summaries", [trained], number, source=Source.RETRAIN)
             await asyncio.sleep(0.3)  # the release may come later than the word of it
             release = Release("m-1", "d1", "accepted", "", True, 0, "first", "train-me", "trainer", {})
-            await self._send("trainer", "control", [release], number)
+            await self._send("trainer", "control", [release], number, source=Source.RETRAIN)
             await self._move("champion")
 
     async def _move(self, move: str) -> None:
