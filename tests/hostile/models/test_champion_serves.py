@@ -25,6 +25,7 @@ from zoo import ZOO
 
 from driftline.clock import SystemClock
 from driftline.contracts.avro import pack_strings, unpack_strings
+from driftline.contracts.bounds import ARMS_MAX
 from driftline.contracts.messages import Arm, Deployment, Flag, Source, Writer, as_messages
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
@@ -46,7 +47,7 @@ pipeline = Pipeline("{name}", owner="tests@example.org", question=payments, inpu
 FIELDS = {"payment_id": "string", "card": "string", "paid_at": {"type": "long", "logicalType": "timestamp-millis"}}
 FALLBACK = 0.125
 ROWS = 40  # of each deployment
-SHADOWS = 12  # hostile models that score along, beside the one that has a share
+SHADOWS = ARMS_MAX  # hostile models that score along, beside the one that has a share
 ANSWERED_WITHIN_S = 120
 
 
