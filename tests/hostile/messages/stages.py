@@ -74,6 +74,9 @@ class Feed:
     async def committed(self) -> None:
         return None
 
+    async def note(self) -> str:
+        return ""
+
     def seek(self, offset: int) -> None:
         self._at = offset
 

@@ -154,7 +154,7 @@ class Loop:
             async with asyncio.timeout(120):
                 times = 0
                 while times < 2:
-                    assert not any(task.done() for task in tasks)
+                    assert [task for task in tasks if task.done() and task.exception()] == []
                     await asyncio.sleep(0.2)
                     with contextlib.suppress(Recoverable):  # a new cluster has no coordinator yet
                         times = times + 1 if await self.at_end(consumer) else 0
