@@ -1,5 +1,5 @@
 """
-The parts of the battery: what is given to which play, in which order, in doses that the issue counts. Parts run apart.
+The parts of the battery: what is given to which play, in which order, in doses that are counted. Parts run apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from doses import BUSY, STEPS_OF, Doses, Trial
 from rig import Rig
 
 Given = AsyncIterator[Trial]
-COUNTS = {  # what the issue asks for, by dose and service; a part gives its own ones
+COUNTS = {  # how many of each dose, by service; a part gives its own ones
     **{("kill", service): count for service, count in (("feature", 200), ("intake", 100), ("inference", 100), ("labeler", 100))},
     **{("kill", service): 30 for service in ("drift", "trainer", "rollout", "kafka")},
     ("kill", "valkey"): 50,

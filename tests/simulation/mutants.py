@@ -1,7 +1,7 @@
 """
 Deliberate breaks of the protocol, a line each: text of a function that is replaced, the function compiled anew and put in place.
 
-Where the issue's word for a break has no counterpart in the code, its nearest equivalent is here, and the words say so.
+Where a break that one would think of has no counterpart in the code, its nearest equivalent is here, and the words say so.
 """
 
 from __future__ import annotations
