@@ -213,7 +213,7 @@ def feature(
             )
         elif stream == "facts" and record["amount"] is not None:
             label = int(record["amount"] > 5)
-            said.journal.append({"message": "outcome", **about, "id": record["ask_id"], "label": label, "origin": f"{pipeline}-facts"})
+            said.journal.append({"message": "outcome", **about, "id": record["ask_id"], "label": label, "origin": "shops-facts"})
     return said
 
 

@@ -5,6 +5,7 @@ The six arrangements of operators that are put under test, each with what feeds 
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def decoder(name: str, kind: str) -> Decoder:
     return Decoder(Topics.of(pipeline(name))[kind], REGISTRY)
 
 
-class Topology:
+class Topology(ABC):
     """One arrangement in one world. What a subclass does not say otherwise holds for all."""
 
     pipeline = "shops"
@@ -60,9 +61,9 @@ class Topology:
         world.add(slot)
         return slot
 
+    @abstractmethod
     def players(self) -> list[Player]:
         """What feeds the logs."""
-        raise NotImplementedError
 
     def done(self) -> bool:
         """Whether there is nothing more to come."""
@@ -72,9 +73,9 @@ class Topology:
         """Partitions that were refused, though there was no reason."""
         return [f"{slot.name} refused: {words}" for slot in self.world.slots for words in slot.refused]
 
+    @abstractmethod
     def violations(self) -> list[str]:
         """What is not as it must be."""
-        raise NotImplementedError
 
     # ---- what several of them check
 
