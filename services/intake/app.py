@@ -27,7 +27,7 @@ from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe, letters_lately
+from driftline.stream.kafka import SILENCE_S, LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe, letters_lately
 from driftline.stream.letterbox import Letterbox
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Encoder, Polled
@@ -40,7 +40,6 @@ WAITING_MAX = 50_000  # records of one source that wait for the others
 WAITING_BYTES_MAX = 64 << 20
 POLL_MAX = 5_000
 POLL_MS = 100
-SILENCE_S = 15.0  # for so long a source may hold more without any of it arriving
 COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
 PII_KEY_BYTES = 32
 

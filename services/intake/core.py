@@ -238,10 +238,10 @@ class _Merged:
 
     def known(self, offsets: Mapping[Origin, int]) -> int:
         """How many come before the first that is not below its source's offset."""
-        origins = zip(self.streams.tolist(), self.partitions.tolist(), strict=True)
-        ends = np.fromiter((offsets[origin] for origin in origins), np.int64, len(self))
-        unknown = np.flatnonzero(self.arrived.offsets >= ends)
-        return int(unknown[0]) if len(unknown) else len(self)
+        unknown = np.zeros(len(self), np.bool_)
+        for (stream, partition), end in offsets.items():
+            unknown |= (self.streams == stream) & (self.partitions == partition) & (self.arrived.offsets >= end)
+        return int(np.argmax(unknown)) if unknown.any() else len(self)
 
     def counts(self) -> dict[Origin, int]:
         origins, counts = np.unique(np.stack([self.streams, self.partitions]), axis=1, return_counts=True)

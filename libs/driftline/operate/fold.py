@@ -53,7 +53,6 @@ class Folded:
     rows: dict[bytes, bytes]
     findings: Findings
     records: int = 0
-    log_start: int = 0
 
 
 @dataclass
@@ -148,7 +147,7 @@ async def fold(kafka: str, registry: SchemaRegistry, subject: Subject, told: Cal
         findings = Findings()
         for proof in proofs.values():
             findings.add(await proof.finish())
-        return Folded(subject.entry(work.seen, work.anchor), work.rows, findings, records, start)
+        return Folded(subject.entry(work.seen, work.anchor), work.rows, findings, records)
     finally:
         await source.stop()
         for proof in proofs.values():

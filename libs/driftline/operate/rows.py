@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, WatchError
 
 from driftline.errors import Recoverable, Rejected
-from driftline.stream.ledger import ENCODE, Entry, prefix_of
+from driftline.stream.ledger import ALONE, ENCODE, LEDGER, TRIES, Entry, prefix_of
 
 KEYS_AT_ONCE = 1_000
 BYTES_AT_ONCE = 512 << 10
-LEDGER, TRIES, CLAIM = b"ledger", b"tries", b"rebuild"
-NO_ROWS = (LEDGER, TRIES, CLAIM)
+CLAIM = b"rebuild"
+NO_ROWS = (LEDGER, TRIES, ALONE, CLAIM)
 
 
 class Rows:
@@ -55,7 +55,7 @@ class Rows:
         keys = await self._keys()
         for some in _chunks(keys):
             await self._client.delete(*some)
-        await self._client.delete(self._prefix + TRIES, self._prefix + CLAIM)
+        await self._client.delete(*(self._prefix + name for name in NO_ROWS))
         return len(keys)
 
     async def replace(self, known: bytes | None, entry: Entry, rows: Mapping[bytes, bytes]) -> None:
@@ -83,7 +83,7 @@ class Rows:
                 raise WatchError("the ledger moved")
             pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
             pipe.set(self._prefix + CLAIM, self._claim)
-            pipe.delete(self._prefix + LEDGER, self._prefix + TRIES)
+            pipe.delete(*(self._prefix + name for name in (LEDGER, TRIES, ALONE)))
             await pipe.execute()
 
     async def _guarded(self, writes: Mapping[bytes, bytes], deletes: Sequence[bytes] = ()) -> None:

@@ -34,7 +34,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
-SILENCE_S = 15.0  # for so long a log that is followed may hold more without any of it arriving
+SILENCE_S = 15.0  # for so long a log may hold more without any of it arriving, before whoever reads it starts again
 
 
 def _as_parsed(key: bytes) -> bytes:

@@ -84,6 +84,9 @@ def decoded(value: bytes) -> Entry:
         raise Invalid(f"the ledger in the store cannot be read ({error})") from error
 
 
+LEDGER, TRIES, ALONE = b"ledger", b"tries", b"alone"  # what lies beside the rows of a partition, by the names behind its prefix
+
+
 def prefix_of(group: str, partition: int) -> bytes:
     """What all keys of one partition begin with; the braces are the hash tag."""
     return f"{{{group}:{partition}}}:".encode()
@@ -117,8 +120,8 @@ class RedisLedger:
     def __init__(self, client: Redis, group: str, partition: int) -> None:
         self._client = client
         self._prefix = prefix_of(group, partition)
-        self._key = self._prefix + b"ledger"
-        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
+        self._key = self._prefix + LEDGER
+        self._tries, self._alone = self._prefix + TRIES, self._prefix + ALONE
         self._counted: list[bytes] = []
         self._known: bytes | None = None
 
@@ -196,8 +199,8 @@ class MemoryLedger:
     def __init__(self, store: MemoryStore, group: str, partition: int) -> None:
         self._values = store.values
         self._prefix = prefix_of(group, partition)
-        self._key = self._prefix + b"ledger"
-        self._tries, self._alone = self._prefix + b"tries", self._prefix + b"alone"
+        self._key = self._prefix + LEDGER
+        self._tries, self._alone = self._prefix + TRIES, self._prefix + ALONE
         self._known: bytes | None = None
 
     async def open(self) -> Entry | None:

@@ -80,7 +80,7 @@ class Decoder:
     def decode(self, partition: int, polled: Polled) -> tuple[Batch, list[Refused]]:
         """Split `polled` by kind of message; what cannot be taken comes back refused, by offset."""
         data, starts, ends, ids = _frames(polled.values)
-        offsets = np.asarray(polled.offsets, np.int64)
+        offsets, timestamps = np.asarray(polled.offsets, np.int64), np.asarray(polled.timestamps, np.int64)
         tables: dict[str, Table] = {}
         refused: list[Refused] = []
         for schema_id in np.unique(ids).tolist():
@@ -97,7 +97,7 @@ class Decoder:
                     Refused(int(offsets[i]), "undecodable", codec.explain((polled.values[i] or b"")[FRAME_BYTES:])) for i in mine[bad]
                 ]
                 table, mine = table.take(~bad), mine[~bad]
-            table = self._within_bounds(table, np.asarray([polled.timestamps[i] for i in mine.tolist()], np.int64), partition, refused)
+            table = self._within_bounds(table, timestamps[mine], partition, refused)
             if len(table):
                 tables[message] = _joined([tables[message], table]) if message in tables else table
         return Batch(partition, int(offsets[0]), int(offsets[-1]) + 1, tables), sorted(refused, key=lambda one: one.offset)

@@ -37,7 +37,7 @@ from driftline.logs import log
 from driftline.metrics import metric
 from driftline.stream.batch import Batch, Core, Effects, Refused, sifted
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import Cluster, Sink, Source
+from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source
 from driftline.stream.ledger import Entry, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 from driftline.stream.turns import Turns
@@ -48,7 +48,6 @@ ROW_BYTES_UNKNOWN = 4 << 10  # what a row may have, until the first commit has s
 TRIES_BEFORE_CAUTION = 2
 ALONE_MAX = 2  # deaths with one record alone in hand, after which it is set aside
 IDLE_CHECK_S = 1.0
-SILENCE_S = 15.0  # for so long the log may hold more without any of it arriving
 MARK_EVERY_S = 1.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 

@@ -41,7 +41,7 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
 from driftline.stream.batch import Column, Messages, Varlen
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, committed_metadata, ensure_topics
-from driftline.stream.ledger import connect, decoded, prefix_of
+from driftline.stream.ledger import ALONE, LEDGER, TRIES, connect, decoded, prefix_of
 from driftline.stream.operators import group_of
 from driftline.stream.records import Encoder
 
@@ -413,6 +413,22 @@ async def test_a_row_that_is_spoilt_in_the_store_is_found_and_mended(loop: Loop)
     assert without_tries(before) == without_tries(await loop.store())
     (again,) = await loop.rebuild("feature", partition=0)
     assert (again.stored, again.written, again.note) == (0, False, "nothing to write")
+
+
+async def test_how_often_a_record_was_tried_is_no_row(loop: Loop):
+    """
+    Counts that lie beside the rows are compared with nothing, and gone when the state is made anew: progress was made.
+    """
+    prefix = prefix_of(f"{loop.pipeline.name}-feature", 0)
+    counts = [prefix + TRIES, prefix + ALONE]
+    for count in counts:
+        await loop.put(count, b"4")
+    (looked,) = await loop.rebuild("feature", partition=0, dry_run=True)
+    assert looked.stored == 0
+    await loop.lose(prefix + LEDGER)
+    (rebuilt,) = await loop.rebuild("feature", partition=0)
+    assert (rebuilt.stored, rebuilt.written) == (0, True)
+    assert not (await loop.store()).keys() & set(counts)
 
 
 async def test_a_ledger_that_cannot_be_read_is_rebuilt_up_to_the_committed_offset(loop: Loop):
