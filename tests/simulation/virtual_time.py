@@ -36,8 +36,8 @@ class NumberedTask(asyncio.Task[Any]):
     """A task with a place of its own in a set."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], loop: VirtualLoop, context: Any = None) -> None:
-        loop.tasks += 1
-        self._virtual_number = loop.tasks
+        self._virtual_number = len(loop.tasks)
+        loop.tasks.append(self)
         if context is None:
             super().__init__(coroutine, loop=loop)
         else:
@@ -56,7 +56,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.tasks = 0
+        self.tasks: list[NumberedTask] = []
         self._selector = _Selector(self)
         self._clock_resolution = 1e-9
         self.set_task_factory(lambda loop, coroutine, **options: NumberedTask(coroutine, loop, **options))

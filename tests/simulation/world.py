@@ -303,7 +303,7 @@ class World:
                 slot.process.die()
         with contextlib.suppress(NothingWillHappen):
             for _ in range(3):
-                left = sorted((task for task in asyncio.all_tasks(self.loop)), key=hash)
+                left = [task for task in self.loop.tasks if not task.done()]
                 if not left:
                     break
                 for task in left:
