@@ -155,7 +155,7 @@ class Replay(Merging):
         super().__init__(world)
         self.steps: list[tuple[int, int]] = []
         happenings = inputs.Happenings(world.random, self.pipeline)
-        n = world.random.randrange(3, 14)
+        n = world.random.randrange(3, 10)
         self.records = [happenings.next() for _ in range(n)]
         last = max(record["visible"] for _, record in self.records)
         ends = sorted({world.random.randrange(START_MS + 1_000, last + 1) // 50 * 50 for _ in range(world.random.randrange(3))})
@@ -224,7 +224,7 @@ class Live(Merging):
 
     async def _play(self) -> None:
         random, happenings = self.world.random, inputs.Happenings(self.world.random, self.pipeline)
-        for _ in range(random.randrange(4, 18)):
+        for _ in range(random.randrange(4, 12)):
             await asyncio.sleep(0.3 * random.random() ** 2)
             happenings.now = max(happenings.now, self.world.clock.now_ms() - 60)
             if happenings.now > self.world.clock.now_ms():

@@ -27,7 +27,8 @@ from .world import PROGRESS_S, installed
 
 PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
 PROCESSES = 2
-CHUNK = 100
+CHUNK = 250
+COLLECT_EVERY = 10  # seeds; what was there before the first is frozen, so a collection walks over these alone
 MUTANT_SEEDS_MAX = 2_000
 SHOWN_MAX = 20
 CELL_MAX = 140
@@ -52,9 +53,9 @@ class Tally:
 
 
 def stretch(seeds: range) -> Tally:
-    """Run these seeds here. Garbage is collected between runs, where it costs least."""
+    """Run these seeds here."""
     tally = Tally()
-    gc.disable()
+    _collect_seldom()
     with installed():
         for seed in seeds:
             began = time.process_time()
@@ -65,19 +66,27 @@ def stretch(seeds: range) -> Tally:
             tally.faults += run.faults
             if run.violations:
                 tally.violated.append(run)
-    gc.collect()
+            if seed % COLLECT_EVERY == 0:
+                gc.collect()
     return tally
+
+
+def _collect_seldom() -> None:
+    """Garbage is collected between runs, where it costs least."""
+    gc.disable()
+    gc.collect()
+    gc.freeze()
 
 
 def caught(mutant: Mutant, first: int = 1, most: int = MUTANT_SEEDS_MAX) -> Run | None:
     """The first seed whose checks notice the break; None when none of so many does."""
-    gc.disable()
+    _collect_seldom()
     with mutant.applied():
         for seed in range(first, first + most):
             run = simulate(seed, only=mutant.only)
             if run.violations:
                 return run
-            if seed % CHUNK == 0:
+            if seed % COLLECT_EVERY == 0:
                 gc.collect()
     return None
 

@@ -36,7 +36,7 @@ class Topology(ABC):
 
     pipeline = "shops"
     partitions = 1
-    sizes = (4, 16)  # how many records there are to be
+    sizes = (3, 11)  # how many records there are to be
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -219,7 +219,7 @@ class Chain(OneInput):
     """Feature, inference without state, labeler: the stateless between two stateful, and the journal with its two real writers."""
 
     pipeline = "shops"
-    sizes = (3, 10)
+    sizes = (3, 8)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -38,7 +38,7 @@ from driftline.stream.ledger import DECODE, Entry, prefix_of
 
 from .cluster import Admin, Cluster, Consumer, Log, Producer
 from .faults import PROCESS, Died, Dose, Process, Wire
-from .models import Models
+from .models import Models, NothingToTry
 from .store import Client, Store
 from .virtual_time import NothingWillHappen, VirtualClock, VirtualLoop
 
@@ -455,6 +455,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (ledger, "Redis", _Redis),
         (services.inference.app, "BundleStore", lambda *_, **__: Models()),
         (services.inference.app, "load_public_key", lambda path: None),
+        (services.inference.app, "Probe", NothingToTry),
         (services.feature.core.Feature, "step", _killed_by("feature", services.feature.core.Feature.step)),
         (services.labeler.core.Labeler, "step", _killed_by("labeler", services.labeler.core.Labeler.step)),
     ]

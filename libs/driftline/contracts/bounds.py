@@ -8,7 +8,7 @@ verdict is a function of the log, the same whenever the log is read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -111,11 +111,11 @@ class Bounds:
     def _coordinates(self, table: Table, partition: int) -> Iterator[Fault]:
         source, cause, offset, writer = (table[name] for name in ("source", "partition", "offset", "writer"))
         writers = [number for name in self.topic.writers for number in WRITERS.get(name, ())]
-        yield Fault(~np.isin(writer, writers), "contract", f"its writer is none of {', '.join(self.topic.writers)}")
+        yield Fault(~_among(writer, writers), "contract", f"its writer is none of {', '.join(self.topic.writers)}")
         if self.topic.kind == "dead-letters":
             known = (source >= 0) & (source < Source.UPSTREAM + self.streams)
         else:
-            known = np.isin(source, SOURCES[self.topic.kind])
+            known = _among(source, SOURCES[self.topic.kind])
             if self.topic.kind == "events":
                 known |= (source >= Source.UPSTREAM) & (source < Source.UPSTREAM + self.streams)
         yield Fault(~known, "contract", f"its source is no log that {self.topic.kind} are made from")
@@ -136,6 +136,14 @@ class Bounds:
             if (table.message, name) not in PLANNED:
                 ahead = (timestamps > 0) & (times > timestamps + AHEAD_MS_MAX)
                 yield Fault(ahead, "bad_time", f'"{name}" is more than {AHEAD_MS_MAX // 60_000} minutes after the record was written')
+
+
+def _among(column: Ints, few: Sequence[int]) -> Bools:
+    """Whether each is one of a few numbers; `np.isin` sorts, which costs more than it saves."""
+    found: Bools = column == few[0]
+    for number in few[1:]:
+        found |= column == number
+    return found
 
 
 def _bodies(table: Table) -> Iterator[Fault]:
