@@ -611,14 +611,32 @@ async def test_a_record_that_another_process_has_in_hand_is_not_set_aside(bench:
 
 
 class DiesWithItsProcess(MemoryLedger):
-    """A process that was killed forgives nobody."""
+    """A process that was killed forgives nobody and counts nothing any more, though here its neighbour's task lives a moment longer."""
 
     dead: ClassVar[bool] = False
 
     async def clear_tries(self) -> None:
+        self._end_if_dead()
+        await super().clear_tries()
+
+    async def count_alone(self) -> int:
+        self._end_if_dead()
+        return await super().count_alone()
+
+    def _end_if_dead(self) -> None:
         if DiesWithItsProcess.dead:
             raise Recoverable("the process is gone")
-        await super().clear_tries()
+
+
+class Kills(StopsAtNumber):
+    """Takes the whole process with it, at once, as a crash in native code would."""
+
+    def step(self, batch: Batch) -> Effects:
+        try:
+            return super().step(batch)
+        except ZeroDivisionError:
+            DiesWithItsProcess.dead = True
+            raise
 
 
 class Slow(Sink):
@@ -642,12 +660,11 @@ async def test_a_record_is_not_blamed_for_what_the_neighbouring_partition_did(ka
         assert crashes < 40
         DiesWithItsProcess.dead = False
         first = await bench.worker(0)
-        object.__setattr__(first._operator, "core", lambda _: StopsAtNumber())
+        object.__setattr__(first._operator, "core", lambda _: Kills())
         workers = [first, Worker(first._operator, 1, SystemClock())]
         tasks = [asyncio.create_task(worker.run()) for worker in workers]
         while sum(bench.nexts()) < 16 and not any(task.done() for task in tasks):
             await asyncio.sleep(0.01)
-        DiesWithItsProcess.dead = any(task.done() for task in tasks)
         crashes += DiesWithItsProcess.dead
         for task in tasks:
             task.cancel()
