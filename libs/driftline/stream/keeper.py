@@ -43,8 +43,7 @@ def keep(work: Work, clock: Clock) -> int:
     if not sys.platform.startswith("linux"):  # a keeper needs a kernel that ends the worker with it, and a safe fork
         work(0)
         return 0
-    gc.collect()
-    gc.freeze()  # what is imported stays shared with the children
+    gc.freeze()  # what is imported stays shared with the children; to collect first would be a twentieth of the start
     keeper = Keeper(work, clock)
     for number in FORWARDED:
         signal.signal(number, lambda number, _: keeper.forward(number))
