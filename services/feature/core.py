@@ -87,11 +87,11 @@ class Feature:
         return [*([META] if self._meta is None else []), *self._wanted]
 
     def load(self, rows: Mapping[bytes, bytes | None]) -> None:
-        for name, row in rows.items():
-            if name == META:
-                self._meta = BEFORE_ANY_TICK if row is None else META_FORMAT.unpack(row)
-            elif name in self._wanted:
-                self._entities.add(*self._wanted.pop(name), row)
+        if META in rows:
+            row = rows[META]
+            self._meta = BEFORE_ANY_TICK if row is None else META_FORMAT.unpack(row)
+        known = [name for name in rows if name in self._wanted]
+        self._entities.add([self._wanted.pop(name) for name in known], [rows[name] for name in known])
 
     def touches(self, batch: Batch) -> int:
         events = self._events(batch)

@@ -184,7 +184,7 @@ PARTS = {
     for one in (
         Part("kills-feature", kill_some({"feature": 200}), pace=400),
         Part("kills", kill_some({"intake": 100, "inference": 100, "labeler": 100}), pace=300),
-        Part("kills-control", kill_control, pace=4_000),
+        Part("kills-control", kill_control, pace=1_500),
         Part("pauses-and-joins", pause_and_join, pace=300),
         Part("servers", servers, pace=300),
         Part("rebuilds", rebuilds, pace=3_000),

@@ -26,9 +26,11 @@ WORD_BYTES = 8
 FIRST_SLOTS = 1 << 10
 FIRST_WORDS = 1 << 14
 FIRST_KEY_BYTES = 1 << 14
+SLOTS_FOR_ONE = 4  # of the table, for each entity that there is room for
 KIND_PRIME = 0x9E3779B97F4A7C15 - (1 << 64)
 
 _I1, _B1 = types.int64[::1], types.uint8[::1]
+_COUNTS = types.UniTuple(types.int64, 3)  # type: ignore[no-untyped-call]  # numba has no types of its own
 
 
 @njit(types.int64(_I1, _I1, _I1, _I1, _I1, _B1, types.int64, types.int64, READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
@@ -105,6 +107,52 @@ def _gather(data: Bytes, starts: Ints, lengths: Ints, ends: Ints) -> Bytes:
     return out
 
 
+@njit(
+    _COUNTS(_I1, _I1, _I1, _I1, _I1, _B1, _I1, _I1, _I1, _I1, _I1, _I1, READ_BYTES, _I1, _I1, READ_INTS, _I1, _I1, _COUNTS),
+    cache=True,
+    nogil=True,
+)
+def _insert(
+    table: Ints,
+    hashes: Ints,
+    kinds: Ints,
+    key_starts: Ints,
+    key_ends: Ints,
+    keys: Bytes,
+    base: Ints,
+    words: Ints,
+    empty: Ints,
+    empty_starts: Ints,
+    lengths: Ints,
+    new_kinds: Ints,
+    data: Bytes,
+    starts: Ints,
+    ends: Ints,
+    rows: Ints,
+    row_starts: Ints,
+    row_ends: Ints,
+    used: tuple[int, int, int],
+) -> tuple[int, int, int]:
+    """Take entities, each with the words of its row and, where that ends, those of an unknown one. There is room for all."""
+    count, words_used, keys_used = used
+    for i in range(len(new_kinds)):
+        kind, start, end = new_kinds[i], starts[i], ends[i]
+        h = hash_of(data, start, end) ^ (kind * KIND_PRIME)
+        place = _place(table, hashes, kinds, key_starts, key_ends, keys, kind, h, data, start, end)
+        slot = table[place]
+        if slot == NONE:
+            slot = count
+            table[place] = slot
+            kinds[slot], hashes[slot], base[slot] = kind, h, words_used
+            key_starts[slot], key_ends[slot] = keys_used, keys_used + end - start
+            keys[keys_used : keys_used + end - start] = data[start:end]
+            count, words_used, keys_used = count + 1, words_used + lengths[kind], keys_used + end - start
+        n = row_ends[i] - row_starts[i]
+        words[base[slot] : base[slot] + n] = rows[row_starts[i] : row_ends[i]]
+        words[base[slot] + n : base[slot] + lengths[kind]] = empty[empty_starts[kind] + n : empty_starts[kind] + lengths[kind]]
+    return count, words_used, keys_used
+
+
 class Entities:
     """
     All entities of one partition that are in memory. `prefixes` has what the names of their rows begin with and `empty` the words of an
@@ -117,6 +165,8 @@ class Entities:
         self._memories = memories
         self.generation = 0  # changes whenever `find` may have other answers
         self._lengths = np.array([len(words) for words in empty], np.int64)
+        self._empty_words = np.concatenate([np.zeros(0, np.int64), *empty])
+        self._empty_starts = np.cumsum(self._lengths) - self._lengths
         self.clear()
 
     def clear(self) -> None:
@@ -132,7 +182,7 @@ class Entities:
         self._stamp = 0
         self._keys = np.zeros(FIRST_KEY_BYTES, np.uint8)
         self._keys_used = 0
-        self._table = np.full(4 * FIRST_SLOTS, NONE, np.int64)
+        self._table = np.full(SLOTS_FOR_ONE * FIRST_SLOTS, NONE, np.int64)
 
     @property
     def numbers(self) -> npt.NDArray[np.float64]:
@@ -156,54 +206,51 @@ class Entities:
         """Each of these keys once, however large the buffer is that they lie in."""
         return list(dict.fromkeys(_gathered(keys.data, keys.starts, keys.ends - keys.starts)))
 
-    def add(self, kind: int, key: bytes, row: bytes | None) -> None:
-        """Take an entity as the store has it; None for one that is not known yet. Raises Invalid for a row of another length."""
+    def add(self, names: Sequence[tuple[int, bytes]], rows: Sequence[bytes | None]) -> None:
+        """
+        Take entities, by kind and key, as the store has them; None for one that is not known yet. Raises Invalid, and takes none, when
+        a row has another length than its kind's.
+        """
+        for (kind, key), row in zip(names, rows, strict=True):
+            if row is not None:
+                self._refuse_unfit(kind, key, row)
         self.generation += 1
-        words = self._unpacked(kind, key, row)
-        data = np.frombuffer(key, np.uint8)
-        h = int(hash_of(data, 0, len(data)) ^ np.int64(_wrapped(kind * KIND_PRIME)))
-        self._reserve(len(words), len(data))
-        place = _place(*self._tables(), kind, h, data, 0, len(data))
-        slot = int(self._table[place])
-        if slot == NONE:
-            slot = self._append(kind, h, data, len(words))
-            self._table[place] = slot
-        self.words[self.base[slot] : self.base[slot] + len(words)] = words
+        kinds = np.array([kind for kind, _ in names], np.int64)
+        keys, known = Varlen.of(key for _, key in names), Varlen.of(row or b"" for row in rows)
+        self._reserve(len(names), int(self._lengths[kinds].sum()), len(keys.data))
+        self.count, self._words_used, self._keys_used = _insert(
+            *self._tables(),
+            self.base,
+            self.words,
+            self._empty_words,
+            self._empty_starts,
+            self._lengths,
+            kinds,
+            keys.data,
+            keys.starts,
+            keys.ends,
+            known.data.view("<i8"),
+            known.starts // WORD_BYTES,
+            known.ends // WORD_BYTES,
+            (self.count, self._words_used, self._keys_used),
+        )
 
-    def _append(self, kind: int, h: int, data: Bytes, n_words: int) -> int:
-        slot = self.count
-        self.count += 1
-        self._kinds[slot], self._hashes[slot], self._stamps[slot] = kind, h, 0
-        self._key_starts[slot], self._key_ends[slot] = self._keys_used, self._keys_used + len(data)
-        self._keys[self._keys_used : self._keys_used + len(data)] = data
-        self._keys_used += len(data)
-        self.base[slot] = self._words_used
-        self._words_used += n_words
-        return slot
-
-    def _unpacked(self, kind: int, key: bytes, row: bytes | None) -> Ints:
-        empty = self._empty[kind]
-        if row is None:
-            return empty
-        words = np.frombuffer(row, "<i8").astype(np.int64)
-        right = len(words) == len(empty) if kind < self._memories else MEMORY_HEADER_WORDS <= len(words) <= len(empty)
-        if not right:
+    def _refuse_unfit(self, kind: int, key: bytes, row: bytes) -> None:
+        words, whole = len(row) / WORD_BYTES, len(self._empty[kind])
+        if words != whole if kind < self._memories else not MEMORY_HEADER_WORDS <= words <= whole or words % 1:
             raise Invalid(
-                f"the row {self.store_key(kind, key)!r} has {len(words)} words where {len(empty)} belong: it was made by another definition"
+                f"the row {self.store_key(kind, key)!r} has {words:g} words where {whole} belong: it was made by another definition"
             )
-        return np.concatenate([words, empty[len(words) :]])
 
-    def _reserve(self, n_words: int, n_bytes: int) -> None:
-        """Room for one more entity, by doubling."""
-        while self._words_used + n_words > len(self.words):
-            self.words = _doubled(self.words)
-        while self._keys_used + n_bytes > len(self._keys):
-            self._keys = _doubled(self._keys)
-        if self.count == len(self.base):
-            names = ("base", "_kinds", "_hashes", "_key_starts", "_key_ends", "_stamps")
-            for name in names:
-                setattr(self, name, _doubled(getattr(self, name)))
-            self._table = np.full(2 * len(self._table), NONE, np.int64)
+    def _reserve(self, entities: int, words: int, key_bytes: int) -> None:
+        """Room for so many more, by doubling."""
+        self.words = _with_room(self.words, self._words_used + words)
+        self._keys = _with_room(self._keys, self._keys_used + key_bytes)
+        names = ("base", "_kinds", "_hashes", "_key_starts", "_key_ends", "_stamps")
+        for name in names:
+            setattr(self, name, _with_room(getattr(self, name), self.count + entities))
+        if len(self._table) < SLOTS_FOR_ONE * len(self.base):
+            self._table = np.full(SLOTS_FOR_ONE * len(self.base), NONE, np.int64)
             _reinsert(self._table, self._hashes, self.count)
 
     def distinct(self, slots: Ints, n: int) -> Ints:
@@ -229,10 +276,9 @@ def _gathered(data: Bytes, starts: Ints, lengths: Ints) -> list[bytes]:
     return Varlen(_gather(data, starts, lengths, ends), ends - lengths, ends).tolist()
 
 
-def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([array, np.zeros_like(array)])
-
-
-def _wrapped(number: int) -> int:
-    """An integer as 64 bits with a sign would have it."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+def _with_room(array: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    """`array` itself where it has room for `n`, else doubled until it has."""
+    size = len(array)
+    while size < n:
+        size *= 2
+    return array if size == len(array) else np.concatenate([array, np.zeros(size - len(array), array.dtype)])

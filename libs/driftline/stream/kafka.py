@@ -31,6 +31,7 @@ from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled,
 
 BATCH_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
+KEY_BYTES_MAX = 4 << 10  # longer ones are weighed together with their values
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
@@ -223,9 +224,7 @@ class Sink:
             keys += [None] * len(one) if one.keys is None else one.keys.tolist()
             values += self._encoder.values(one, partition)
         topic = self._topics[kind].name
-        largest = max(len(value) + len(key or b"") for key, value in zip(keys, values, strict=True))
-        if largest > MESSAGE_BYTES_MAX:
-            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
+        _refuse_too_large(topic, keys, values)
         sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable").tolist()
         producer = self._started()
         batch = producer.create_batch()
@@ -250,6 +249,14 @@ class Sink:
         if self._producer is None:
             raise Fatal("the sink was not started")
         return self._producer
+
+
+def _refuse_too_large(topic: str, keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
+    """Raises Fatal for a message that no broker would take. Key and value are looked at together only where that can matter."""
+    if max(map(len, values)) > MESSAGE_BYTES_MAX - KEY_BYTES_MAX or max(len(key or b"") for key in keys) > KEY_BYTES_MAX:
+        largest = max(len(value) + len(key or b"") for key, value in zip(keys, values, strict=True))
+        if largest > MESSAGE_BYTES_MAX:
+            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
 
 
 class Publisher:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import hiredis
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -92,11 +93,27 @@ def prefix_of(group: str, partition: int) -> bytes:
     return f"{{{group}:{partition}}}:".encode()
 
 
+class _Connection(Connection):
+    """Packs commands in C; for asyncio redis does it in Python, for half a microsecond a word. (Those of other URLs than redis:// stay.)"""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """One command in the protocol's bytes."""
+        name = args[0] if isinstance(args[0], bytes) else str(args[0]).encode()
+        return [hiredis.pack_command((*name.split(), *args[1:]))]  # CONFIG GET are two words
+
+
 def connect(url: str) -> Redis:
     """A client that never retries on its own: a reply that was lost must not become a second write."""
-    return Redis.from_url(
-        url, single_connection_client=True, retry=Retry(NoBackoff(), 0), retry_on_error=[], socket_timeout=10.0, socket_connect_timeout=5.0
+    client: Redis = Redis.from_url(
+        url,
+        connection_class=_Connection,
+        single_connection_client=True,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=10.0,
+        socket_connect_timeout=5.0,
     )
+    return client
 
 
 async def refuse_unsafe_store(url: str) -> None:

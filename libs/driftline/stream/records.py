@@ -4,6 +4,7 @@ Polled records to a `Batch`, and `Messages` to records: the border between bytes
 
 from __future__ import annotations
 
+import bisect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Polled:
 
     def anchor(self, next_offset: int) -> tuple[int, int, int]:
         """Offset, timestamp and CRC of the last record below `next_offset`: what a log must still hold to be the same log."""
-        at = max(index for index, offset in enumerate(self.offsets) if offset < next_offset)
+        at = bisect.bisect_left(self.offsets, next_offset) - 1
         return self.offsets[at], self.timestamps[at], crc(self.values[at])
 
 

@@ -42,8 +42,8 @@ from driftline.stream.ledger import Entry, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 from driftline.stream.turns import Turns
 
-ROWS_MAX = 1_000
-BYTES_MAX = 512 << 10
+ROWS_MAX = 4_000
+BYTES_MAX = 2 << 20
 ROW_BYTES_UNKNOWN = 4 << 10  # what a row may have, until the first commit has shown it
 TRIES_BEFORE_CAUTION = 2
 ALONE_MAX = 2  # deaths with one record alone in hand, after which it is set aside
@@ -375,9 +375,10 @@ class _Session:
         self._operator.dead_letters.sent(self._operator.topic, refused)
         self._seen = seen
         self.position = batch.next_offset
-        self.applied_ms = polled.timestamps[bisect.bisect_left(polled.offsets, batch.next_offset) - 1]
+        first, end = (bisect.bisect_left(polled.offsets, offset) for offset in (batch.first_offset, batch.next_offset))
+        self.applied_ms = polled.timestamps[end - 1]
         await self._progress()
-        self._read.inc(sum(batch.first_offset <= offset < batch.next_offset for offset in polled.offsets))
+        self._read.inc(end - first)
         self._tally(effects, len(batch) - len(fresh), len(refused))
 
     async def _load(self, batch: Batch) -> None:

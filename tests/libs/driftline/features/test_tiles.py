@@ -48,8 +48,8 @@ class Entity:
         (folder / "ask.avsc").write_text(json.dumps(SCHEMA))
         self._plan = Plan.of(load_pipeline("one", root))
         self._entities = Entities([b"card:", b"ids:"], self._plan.empty, memories=1)
-        self._entities.add(0, b"a", None)
-        self._entities.add(1, b"a", None)
+        self._entities.add([(0, b"a")], [None])
+        self._entities.add([(1, b"a")], [None])
         self._ids = 0
 
     def take(self, visible: int, amount: float = math.nan, ask: bool = False, code: int = 0) -> tuple[int, np.ndarray]:
