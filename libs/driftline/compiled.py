@@ -18,4 +18,8 @@ with hidden("scipy", "cffi"):
 import numba  # only now is it cheap
 from numba import njit, types
 
-__all__ = ["njit", "numba", "types"]
+__all__ = ["READ_BYTES", "READ_INTS", "njit", "numba", "types"]
+
+# Columns that a loop reads and never writes; those of a `Varlen` often lie in memory that nobody may write.
+READ_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+READ_INTS = types.Array(types.int64, 1, "C", readonly=True)

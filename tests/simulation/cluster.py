@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
@@ -23,6 +23,8 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 from aiokafka.structs import OffsetAndMetadata, OffsetAndTimestamp
+
+from driftline.stream.batch import Ints, Varlen
 
 from .faults import LONG_S, PROCESS, Died, Process, Wire
 
@@ -302,22 +304,24 @@ class Consumer:
         timer.cancel()
 
 
-class Building:
-    """A batch that is being filled."""
+class Packed(NamedTuple):
+    """A batch to be sent: key, value and timestamp of each record."""
 
-    def __init__(self, most: int) -> None:
-        self.records: list[tuple[bytes | None, bytes | None, int]] = []
-        self._most = most
+    records: Sequence[tuple[bytes | None, bytes | None, int]]
 
-    def append(self, *, timestamp: int, key: bytes | None, value: bytes | None) -> object | None:
-        if len(self.records) >= self._most:
-            return None
-        self.records.append((key, value, timestamp))
-        return self
+
+def packed(cluster: Cluster, keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int) -> Iterator[Packed]:
+    """`driftline.stream.record_batches.packed`, in batches of a size that chance draws for each."""
+    given, written = keys.starts.tolist(), values.tolist()
+    records = [(keys[at] if given[at] >= 0 else None, written[at], timestamp_ms) for at in order.tolist()]
+    while records:
+        most = 1 + cluster.wire.random.randrange(cluster.batch_most)
+        yield Packed(records[:most])
+        records = records[most:]
 
 
 class _Sending(NamedTuple):
-    batch: Building
+    batch: Packed
     ack: asyncio.Future[None]
     epoch: int
 
@@ -339,10 +343,7 @@ class Producer:
     async def start(self) -> None:
         await self._cluster.request("connect a producer", lambda: None)
 
-    def create_batch(self) -> Building:
-        return Building(1 + self._cluster.wire.random.randrange(self._cluster.batch_most))
-
-    async def send_batch(self, batch: Building, topic: str, *, partition: int) -> asyncio.Future[None]:
+    async def send_batch(self, batch: Packed, topic: str, *, partition: int) -> asyncio.Future[None]:
         wire, at = self._cluster.wire, TopicPartition(topic, partition)
         process = await wire.step(f"a send to {topic}")
         ack: asyncio.Future[None] = wire.loop.create_future()

@@ -315,8 +315,8 @@ MUTANTS = (
         f"{KAFKA}:Sink._send_in_order",
         (
             (
-                "await (await producer.send_batch(batch, topic, partition=to))\n            batch = producer.create_batch()",
-                "await producer.send_batch(batch, topic, partition=to)\n            batch = producer.create_batch()",
+                "        await (await self._started().send_batch(batch, topic, partition=to))",
+                "        ack = await self._started().send_batch(batch, topic, partition=to)\n    await ack",
             ),
         ),
     ),
@@ -324,7 +324,7 @@ MUTANTS = (
         "sent as listed",
         "What several causes made is sent by kind, not by cause.",
         f"{KAFKA}:Sink._send_in_order",
-        (('np.argsort(np.concatenate([one.order for one in group]), kind="stable").tolist()', "range(len(values))"),),
+        (('np.argsort(np.concatenate([one.order for one in group]), kind="stable")', "np.arange(len(values))"),),
     ),
     Mutant(
         "the offset before the acks",

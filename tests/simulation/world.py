@@ -36,7 +36,7 @@ from driftline.features.plan import Plan
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.ledger import DECODE, Entry, prefix_of
 
-from .cluster import Admin, Cluster, Consumer, Log, Producer
+from .cluster import Admin, Cluster, Consumer, Log, Producer, packed
 from .faults import PROCESS, Died, Dose, Process, Wire
 from .models import Models, NothingToTry
 from .store import Client, Store
@@ -451,6 +451,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
     outside: list[tuple[Any, str, Any]] = [
         (kafka, "AIOKafkaConsumer", _consumer),
         (kafka, "AIOKafkaProducer", _producer),
+        (kafka, "packed", lambda *columns: packed(World.current.cluster, *columns)),
         (kafka, "AIOKafkaAdminClient", lambda **_: Admin(World.current.cluster)),
         (ledger, "Redis", _Redis),
         (services.inference.app, "BundleStore", lambda *_, **__: Models()),

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from driftline.compiled import njit, types
+from driftline.compiled import READ_BYTES, READ_INTS, njit, types
 from driftline.errors import Invalid
-from driftline.features.texts import READ_BYTES, READ_INTS, hash_of
+from driftline.features.texts import hash_of
 from driftline.features.tiles import MEMORY_COUNT, MEMORY_HEADER_WORDS, MEMORY_WORDS, NONE
 from driftline.stream.batch import Ints, Varlen
 

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from driftline.compiled import njit, types
+from driftline.compiled import READ_BYTES, READ_INTS, njit, types
 from driftline.stream.batch import Ints, Varlen
 
 Bytes = npt.NDArray[np.uint8]
-
-READ_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
-READ_INTS = types.Array(types.int64, 1, "C", readonly=True)
 
 UNIT_SEPARATOR = 0x1F  # between the parts of a composite key
 AVRO = -1  # as the separator: the length, as Avro writes it

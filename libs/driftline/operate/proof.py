@@ -173,7 +173,7 @@ class Proof:
             partitions = np.asarray(columns.get("partition", np.full(n, scope.partition, np.int64)))
             lanes = lane_of(scope.writer, np.asarray(columns["source"]), partitions)
             keys = [None] * n if one.keys is None else one.keys.tolist()
-            values = self._encoder.values(one, scope.partition)
+            values = self._encoder.values(one, scope.partition).tolist()
             places = _places(np.asarray(columns["offset"]), np.asarray(columns["index"]))
             self._add(self._made, lanes, places, one.order.tolist(), keys, values)
             for lane in np.unique(lanes).tolist():

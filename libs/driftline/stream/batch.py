@@ -43,10 +43,17 @@ class Varlen:
     @classmethod
     def concat(cls, columns: Sequence[Varlen]) -> Varlen:
         """Several columns, one after the other."""
+        if len(columns) == 1:
+            return columns[0]
         shifts = np.cumsum([0] + [len(column.data) for column in columns[:-1]])
         starts = [np.where(column.starts < 0, -1, column.starts + shift) for column, shift in zip(columns, shifts, strict=True)]
         ends = [column.ends + shift for column, shift in zip(columns, shifts, strict=True)]
         return cls(np.concatenate([column.data for column in columns]), np.concatenate(starts), np.concatenate(ends))
+
+    @classmethod
+    def nulls(cls, n: int) -> Varlen:
+        """`n` times nothing."""
+        return cls(np.zeros(0, np.uint8), np.full(n, -1, np.int64), np.zeros(n, np.int64))
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -26,12 +26,11 @@ from driftline.contracts.bounds import Declared
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
-from driftline.stream.batch import Batch, Messages, Refused
+from driftline.stream.batch import Batch, Messages, Refused, Varlen
+from driftline.stream.record_batches import BATCH_BYTES_MAX, packed
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
 
-BATCH_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
-KEY_BYTES_MAX = 4 << 10  # longer ones are weighed together with their values
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
@@ -218,22 +217,15 @@ class Sink:
         Send what goes to one partition. A batch goes when the one before it is acked: were a later one written and an earlier one
         not, consumers, who keep one coordinate a lane, would take what is sent again for copies.
         """
-        keys: list[bytes | None] = []
-        values: list[bytes] = []
-        for one in group:
-            keys += [None] * len(one) if one.keys is None else one.keys.tolist()
-            values += self._encoder.values(one, partition)
+        keys = Varlen.concat([Varlen.nulls(len(one)) if one.keys is None else one.keys for one in group])
+        values = Varlen.concat([self._encoder.values(one, partition) for one in group])
         topic = self._topics[kind].name
-        _refuse_too_large(topic, keys, values)
-        sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable").tolist()
-        producer = self._started()
-        batch = producer.create_batch()
-        for at in sending:
-            if batch.append(timestamp=now_ms, key=keys[at], value=values[at]) is None:
-                await (await producer.send_batch(batch, topic, partition=to))
-                batch = producer.create_batch()
-                batch.append(timestamp=now_ms, key=keys[at], value=values[at])  # always has room for its first
-        await (await producer.send_batch(batch, topic, partition=to))
+        largest = int(((keys.ends - keys.starts) * (keys.starts >= 0) + values.ends - values.starts).max())
+        if largest > MESSAGE_BYTES_MAX:
+            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
+        sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable")
+        for batch in packed(keys, values, sending, now_ms):
+            await (await self._started().send_batch(batch, topic, partition=to))
 
     async def stop(self) -> None:
         """Disconnect; what was not acked is forgotten."""
@@ -249,14 +241,6 @@ class Sink:
         if self._producer is None:
             raise Fatal("the sink was not started")
         return self._producer
-
-
-def _refuse_too_large(topic: str, keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-    """Raises Fatal for a message that no broker would take. Key and value are looked at together only where that can matter."""
-    if max(map(len, values)) > MESSAGE_BYTES_MAX - KEY_BYTES_MAX or max(len(key or b"") for key in keys) > KEY_BYTES_MAX:
-        largest = max(len(value) + len(key or b"") for key, value in zip(keys, values, strict=True))
-        if largest > MESSAGE_BYTES_MAX:
-            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
 
 
 class Publisher:

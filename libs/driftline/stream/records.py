@@ -246,14 +246,14 @@ class Encoder:
             schema = message_schema(message)
             self._frames[message] = Codec(schema), frame(registry.register(f"driftline.{schema['name']}", schema))
 
-    def values(self, messages: Messages, partition: int) -> Sequence[bytes]:
+    def values(self, messages: Messages, partition: int) -> Varlen:
         """The values of `messages`, header filled in: one a message, in listed order."""
         n = len(messages)
         columns = {"writer": np.full(n, self._writer, np.int64), "partition": np.full(n, partition, np.int64), **messages.columns}
         if messages.topic in self._json:
-            return _json_lines(messages.message, columns)
+            return Varlen.of(_json_lines(messages.message, columns))
         codec, prefix = self._frames[messages.message]
-        return codec.encode(columns, prefix).tolist()
+        return codec.encode(columns, prefix)
 
 
 JSON_LEFT_OUT = ("source", "partition", "offset", "index", "writer")

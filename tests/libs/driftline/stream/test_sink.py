@@ -43,19 +43,8 @@ class Producer:
         self._acks = acks
         self.sent: list[tuple[int, int]] = []  # (partition, records)
 
-    def create_batch(self) -> Any:
-        records: list[bytes] = []
-
-        def append(*, timestamp: int, key: bytes | None, value: bytes) -> object:
-            if records and sum(map(len, records)) + len(value) > client.BATCH_BYTES_MAX:
-                return None
-            records.append(value)
-            return records
-
-        return SimpleNamespace(append=append, records=records)
-
     async def send_batch(self, batch: Any, topic: str, partition: int) -> asyncio.Future[None]:
-        self.sent.append((partition, len(batch.records)))
+        self.sent.append((partition, batch.record_count()))
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         fate = self._acks[partition].pop(0)
         if fate is None:
