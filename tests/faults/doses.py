@@ -243,7 +243,7 @@ class Doses:
                 client.flushall()
             for service in STATEFUL:
                 await rig.end(service, hard=False)
-            environment = {**os.environ, **rig.stack.environment()}
+            environment = {**os.environ, **rig.told("drift")}
             command = [sys.executable, "-m", "driftline", "rebuild", "flights"]
             process = await asyncio.create_subprocess_exec(
                 *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

@@ -164,9 +164,13 @@ class Rig:
             environment["DRIFTLINE_REDIS"] = f"redis://127.0.0.1:{self.redis_proxy.port}/0"
         return environment
 
+    def told(self, service: str) -> dict[str, str]:
+        """What a process of `service` is told by its environment."""
+        return environment_of(service, self._environment)
+
     def spawn(self, service: str, name: str = "", **settings: str) -> Child:
         """Start a service; under another `name`, with a run dir of its own, it is one beside the first."""
-        environment = environment_of(service, self._environment) | {f"DRIFTLINE_{key.upper()}": value for key, value in settings.items()}
+        environment = self.told(service) | {f"DRIFTLINE_{key.upper()}": value for key, value in settings.items()}
         name = name or service
         if name != service:
             run_dir = self.folder / "beside" / name

@@ -73,6 +73,22 @@ async def answering(what: str, within_s: float = ANSWER_S) -> AsyncIterator[None
         raise Recoverable(f"{what}: {error!r}") from error
 
 
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """
+    Disconnect. A consumer that is stopped while it waits to fetch again, as from a broker that went away, lets the cancellation of that
+    task of its own through (aiokafka's `Fetcher.close`), and to whoever stops it that looks like being cancelled himself.
+    """
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        for fetching in consumer._fetcher._pending_tasks:
+            fetching.cancel()
+        await consumer._client.close()
+
+
 class Source:
     """
     One consumer of one partition, standing where it was put. `group` only names the committed offset.
@@ -163,7 +179,7 @@ class Source:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
 
 class Sink:
@@ -419,7 +435,7 @@ class LogReader:
     async def stop(self) -> None:
         """Disconnect."""
         if self._consumer is not None:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
 
 
 async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> int:
@@ -512,5 +528,5 @@ async def letters_lately(kafka: str, topics: Topics, clock: Clock) -> int:
             first = (await consumer.offsets_for_times({at: clock.now_ms() - DAY_MS}))[at]
             end: int = (await consumer.end_offsets([at]))[at]
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
     return 0 if first is None else end - int(first.offset)

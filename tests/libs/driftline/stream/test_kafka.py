@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Source, Writer
@@ -17,7 +18,7 @@ from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
 from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Publisher, ensure_topics, letters_lately
+from driftline.stream.kafka import LogReader, Publisher, ensure_topics, letters_lately, stop_consumer
 from driftline.stream.letterbox import Letterbox
 from driftline.stream.records import Polled
 
@@ -110,3 +111,42 @@ async def test_letters_of_a_day_are_counted_by_offsets(kafka: str) -> None:
     with pytest.raises(Fatal, match="DRIFTLINE_DEAD_LETTERS_MAX"):
         await again.put(0, polled, [Refused(4, "undecodable", "x"), Refused(5, "undecodable", "y")])
     await publisher.stop()
+
+
+async def about_to_fetch_again(kafka: str) -> AIOKafkaConsumer:
+    """A consumer whose last fetch has failed, so that it waits before the next."""
+    topics = Topics.of(SimpleNamespace(name=f"k{uuid.uuid4().hex[:8]}", retention_ms=86_400_000))
+    await ensure_topics(kafka, topics, 1)
+    consumer = AIOKafkaConsumer(topics.events.name, bootstrap_servers=kafka)
+    await consumer.start()
+    await asyncio.sleep(0.1)  # it has begun to fetch
+    consumer._fetcher._pending_tasks.add(asyncio.create_task(asyncio.sleep(60)))
+    await asyncio.sleep(0.01)
+    return consumer
+
+
+async def test_a_consumer_that_waits_to_fetch_again_is_stopped_without_cancelling_who_stops_it(kafka: str) -> None:
+    """
+    The client lets the cancellation of a task of its own through; a service would take it for its own, and end.
+    """
+    with pytest.raises(asyncio.CancelledError):  # if this fails, aiokafka has mended it: `stop_consumer` can go
+        await (await about_to_fetch_again(kafka)).stop()
+    consumer = await about_to_fetch_again(kafka)
+    await stop_consumer(consumer)
+    assert not any(connection.connected() for connection in consumer._client._conns.values())
+
+
+async def test_who_is_cancelled_while_he_stops_a_consumer_stays_cancelled(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Only what comes from the client is passed over.
+    """
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
+    await consumer.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(consumer, "stop", lambda: asyncio.sleep(60))
+        stopping = asyncio.create_task(stop_consumer(consumer))
+        await asyncio.sleep(0.01)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+    await consumer.stop()
