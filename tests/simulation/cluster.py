@@ -166,7 +166,8 @@ class Consumer:
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._deaf = False
-        self._client = self._coordinator = self
+        self._client = self._coordinator = self._fetcher = self
+        self._pending_tasks: list[Any] = []
 
     async def start(self) -> None:
         await self._cluster.request("connect a consumer", lambda: None)
@@ -176,6 +177,13 @@ class Consumer:
             wire.fault(f"{PROCESS.get().name}: a consumer goes deaf")
 
     async def stop(self) -> None:
+        """As the real one does when it is stopped while it waits to fetch again, it lets the cancellation of its own task through."""
+        wire = self._cluster.wire
+        if wire.happens(wire.dose.let_through):
+            wire.fault(f"{PROCESS.get().name}: a consumer lets a cancellation through")
+            raise asyncio.CancelledError
+
+    async def close(self) -> None:
         pass
 
     async def force_metadata_update(self) -> None:

@@ -36,6 +36,7 @@ class Dose:
     silence: float = 0.0  # no reply, for ever
     pause: float = 0.0
     deaf: float = 0.0  # a consumer that gets nothing any more
+    let_through: float = 0.0  # a consumer that is stopped raises CancelledError, though nobody cancelled who stops it
     send_failed: float = 0.0
     send_expired: float = 0.0  # written, but the sender is told that it was not
     send_late: float = 0.0  # the sender is told that it was not written, and then it is
@@ -58,6 +59,7 @@ class Dose:
             "silence": 0.004,
             "pause": 0.01,
             "deaf": 0.02,
+            "let_through": 0.5,
             "send_failed": 0.06,
             "send_expired": 0.06,
             "send_late": 0.06,

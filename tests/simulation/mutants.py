@@ -310,6 +310,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "any cancellation is ours",
+        "As it was once: a cancellation that a client lets through ends whoever stops it.",
+        f"{KAFKA}:cancelled",
+        (("task is not None and task.cancelling() > 0", "True"),),
+    ),
+    Mutant(
         "batches sent without waiting",
         "What goes to one partition is sent all at once, so a batch may be written and the one before it not.",
         f"{KAFKA}:Sink._send_in_order",

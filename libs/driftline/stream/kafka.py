@@ -73,6 +73,12 @@ async def answering(what: str, within_s: float = ANSWER_S) -> AsyncIterator[None
         raise Recoverable(f"{what}: {error!r}") from error
 
 
+def cancelled() -> bool:
+    """Whether the task that asks has been cancelled itself: a CancelledError can be that of a task of a client's own, let through."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     """
     Disconnect. A consumer that is stopped while it waits to fetch again, as from a broker that went away, lets the cancellation of that
@@ -81,8 +87,7 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     try:
         await consumer.stop()
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if cancelled():
             raise
         for fetching in consumer._fetcher._pending_tasks:
             fetching.cancel()

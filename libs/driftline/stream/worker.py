@@ -37,7 +37,7 @@ from driftline.logs import log
 from driftline.metrics import metric
 from driftline.stream.batch import Batch, Core, Effects, Refused, sifted
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source
+from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
 from driftline.stream.ledger import Entry, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 from driftline.stream.turns import Turns
@@ -455,5 +455,8 @@ class _Session:
         for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
             try:
                 await asyncio.wait_for(part, 5)
+            except asyncio.CancelledError:
+                if cancelled():
+                    raise
             except Exception as error:  # whatever is wrong with a client that is thrown away anyway
                 log.warning("closing", service=self._operator.service, partition=self._partition, because=repr(error))
