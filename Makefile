@@ -3,7 +3,7 @@
 COUNT ?= 1000000
 SEED ?= 7
 WORKERS ?= 2
-.PHONY: demo test check mutants simulate faults hostile-models hostile-messages pin setup help
+.PHONY: demo test check mutants simulate faults hostile-models hostile-messages bench bench-quick pin setup help
 BIN := .venv/bin
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
@@ -32,6 +32,18 @@ hostile-models: setup  ## docs/hostile-models.md: every hostile model of the tes
 
 hostile-messages: setup  ## a million mutated messages through every consumed topic, and docs/hostile-input.md (COUNT=n SEED=n WORKERS=n)
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/hostile/messages/harness.py --count $(COUNT) --seed $(SEED) --workers $(WORKERS) --page docs/hostile-input.md
+
+bench: .venv-peers/.ready  ## floors, peers and driftline hop by hop, and docs/performance.md (ARGS="--only driftline": some)
+	$(BIN)/python -m benchmarks.performance --peers-python .venv-peers/bin/python $(ARGS)
+
+bench-quick: .venv-peers/.ready  ## the same, one round of fewer events
+	$(BIN)/python -m benchmarks.performance --quick --peers-python .venv-peers/bin/python $(ARGS)
+
+# The peers' packages, apart from ours. (Bytewax has wheels for 3.11 and 3.12.)
+.venv-peers/.ready: benchmarks/peers/requirements.txt | setup
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-peers
+	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-peers/bin/python benchmarks/peers/requirements.txt
+	@touch $@
 
 pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in
