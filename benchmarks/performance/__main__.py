@@ -23,6 +23,7 @@ from rich.console import Console
 from driftline.errors import DriftlineError
 
 from .hops import PEERS_ALL, Differs, Peer, benched, driftline_round, measure_peer
+from .loop import measure as measure_loop
 from .meter import Cost, TooSlow
 from .page import write_page
 
@@ -31,6 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 EVENTS, QUICK_EVENTS = 400_000, 200_000
 ROUNDS, QUICK_ROUNDS = 3, 1
+DAYS, QUICK_DAYS = 120, 40
 LIBRARIES = ("aiokafka", "numpy", "numba", "redis", "onnxruntime", "polars", "fastavro")
 
 
@@ -88,6 +90,17 @@ async def run_hops(n: int, rounds: int, python: str, only: str, say: Console) ->
     return out
 
 
+def run_loops(days: int, rounds: int, say: Console) -> list[dict[str, Any]]:
+    """All rounds of P2."""
+    found = []
+    for _ in range(rounds):
+        whole = asyncio.run(measure_loop(days))
+        us = {name: round(cost, 2) for name, cost in whole.us.items()}
+        say.print(f"  flights: {whole.rate:,.0f} upstream messages a second; {us}", highlight=False)
+        found.append({"messages": whole.messages, "seconds": round(whole.seconds, 2), "rate": round(whole.rate), "us": us})
+    return found
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on, and with which versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -104,9 +117,10 @@ def machine() -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="P1 alone, one round")
+    parser.add_argument("--quick", action="store_true", help="one round of fewer events")
     parser.add_argument("--events", type=int, help="payments of P1")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--days", type=int, help="of flights in P2")
     parser.add_argument("--only", default="", help="systems whose name contains this")
     parser.add_argument(
         "--peers-python", default="", metavar="PATH", help="a Python with benchmarks/peers/requirements.txt; without it no peers"
@@ -128,6 +142,7 @@ def main() -> int:
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
     began_s, began = time.monotonic(), datetime.now(UTC)
     hops = asyncio.run(run_hops(n, rounds, asked.peers_python, asked.only, say))
+    loops = run_loops(asked.days or (QUICK_DAYS if asked.quick else DAYS), rounds, say) if asked.only in "driftline" else []
     found: Mapping[str, Any] = {
         "command": " ".join(["make", "bench-quick" if asked.quick else "bench"]),
         "began": began.isoformat(timespec="seconds"),
@@ -136,9 +151,12 @@ def main() -> int:
         "rounds": rounds,
         "machine": machine(),
         "hops": hops,
+        "loops": loops,
     }
     asked.results.parent.mkdir(parents=True, exist_ok=True)
     asked.results.write_text(json.dumps(found, indent=1) + "\n")
+    if not asked.only and asked.results == RESULTS / "performance.json":
+        write_page(found, PAGE)
     return 1 if any("failed" in hop for one in hops for hop in one["hops"].values()) else 0
 
 

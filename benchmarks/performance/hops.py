@@ -30,7 +30,7 @@ from driftline.stream.kafka import LogReader, Publisher, create_topics, ensure_t
 
 from .bundles import Champion
 from .meter import Cost, Meter
-from .payments import MODEL_ROWS, PIPELINES, RECIPE, ROW_SCHEMA, SCORE_SCHEMA, Payments, model, pipeline
+from .payments import MODEL_ROWS, PIPELINES, RECIPE, ROW_SCHEMA, SCORE_SCHEMA, Payments, model, payments_of, pipeline
 
 PEERS = Path(__file__).parents[1] / "peers"
 PATIENCE_S = 300.0
@@ -146,7 +146,7 @@ class Driftline:
         schema_id = await asyncio.to_thread(registry.register, f"{stream.topic}-value", dict(stream.schema))
         values = payments.values(dict(stream.schema), schema_id)
         await fill(bench.kafka, stream.topic, payments.keys, values, int(payments.times[-1]))
-        learned = Payments(MODEL_ROWS, seed=11).rows
+        learned = payments_of(MODEL_ROWS, 11).rows
         await self._champion.deploy(self._champion.put(bench.graph, RECIPE, learned, int(payments.times[0])), bench.kafka, registry)
         clock = ClockRecord(payments.end_ms, 1, (End(stream.topic, 0, payments.n),), True)
         player = Publisher(bench.kafka, self._topics, registry, Writer.PLAYER)
@@ -214,7 +214,7 @@ def expected_scores(bench: Bench) -> npt.NDArray[np.float32]:
 async def measure_peer(bench: Bench, peer: Peer, hop: str, number: int) -> Cost:
     """Start a peer on a topic that is full, wait for all its outputs, and compare them. Raises Differs, TooSlow."""
     n = max(2_000, int(peer.share * bench.payments.n))
-    payments = Payments(n, bench.payments.seed)
+    payments = payments_of(n, bench.payments.seed)
     source, target = f"peer-{'row' if hop == 'score' else 'payment'}-{n}", f"peer-out-{number}"
     await _filled(bench, source, hop, payments)
     await create_topics(bench.kafka, [NewTopic(target, 1, 1)])
@@ -277,7 +277,7 @@ async def benched(n: int, peers_python: str) -> AsyncIterator[Bench]:
             graph = await asyncio.to_thread(model)
             (stack.folder / "model.onnx").write_bytes(graph)
             _full.clear()
-            yield Bench(stack, Payments(n), graph, peers_python)
+            yield Bench(stack, payments_of(n), graph, peers_python)
         finally:
             await asyncio.to_thread(stack.stop)
 

@@ -19,9 +19,17 @@ and store are other processes, and are told apart.
 """
 
 
+FIVE = ("intake", "feature", "inference", "labeler", "drift")
+MISSING = """## Not measured yet
+
+Latency at half load beside a raw echo, the ledger's share, online reads, growth to ten million entities, backfill over Parquet, idle
+cost, memory and start of each service have no benchmark of this kind yet. Starts and memory under faults are in
+[reliability.md](reliability.md)."""
+
+
 def write_page(found: Mapping[str, Any], to: Path) -> None:
     """The whole page."""
-    to.write_text("\n".join([HEAD, *_about(found), "", *_ours(found), "", *_hops(found)]) + "\n")
+    to.write_text("\n".join([HEAD, *_about(found), "", *_ours(found), "", *_hops(found), "", *_loop(found), "", MISSING]) + "\n")
 
 
 def _about(found: Mapping[str, Any]) -> Iterable[str]:
@@ -67,6 +75,23 @@ def _hops(found: Mapping[str, Any]) -> Iterable[str]:
     for system in sorted(systems, key=lambda name: name != "driftline"):
         cells = [_cell(found, system, hop) for hop in ("echo", "feature", "score")]
         yield f"| {system} | {' | '.join(cells)} |"
+
+
+def _loop(found: Mapping[str, Any]) -> Iterable[str]:
+    loops = found.get("loops", ())
+    if not loops:
+        return
+    parties = list(loops[0]["us"])
+    medians = {party: statistics.median(one["us"][party] for one in loops) for party in parties}
+    rate = statistics.median(one["rate"] for one in loops)
+    yield "## The whole loop"
+    yield ""
+    yield f"Flights, {loops[0]['messages']:,} upstream messages at once, two partitions, everything on the same cores. Goals: five services at"
+    yield f"most 20, 15,000 upstream messages a second. Median: {sum(medians[name] for name in FIVE):.1f}, and {rate:,.0f} a second."
+    yield ""
+    yield f"| {' | '.join(parties)} |"
+    yield "|" + "---|" * len(parties)
+    yield f"| {' | '.join(f'{medians[party]:.1f}' for party in parties)} |"
 
 
 def _cell(found: Mapping[str, Any], system: str, hop: str) -> str:
