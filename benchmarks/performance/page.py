@@ -86,7 +86,7 @@ def _loop(found: Mapping[str, Any]) -> Iterable[str]:
     rate = statistics.median(one["rate"] for one in loops)
     yield "## The whole loop"
     yield ""
-    yield f"Flights, {loops[0]['messages']:,} upstream messages at once, two partitions, everything on the same cores. Goals: five services at"
+    yield f"Flights, {loops[0]['messages']:,} upstream messages at once, two partitions, all on the same cores. Goals: five services at"
     yield f"most 20, 15,000 upstream messages a second. Median: {sum(medians[name] for name in FIVE):.1f}, and {rate:,.0f} a second."
     yield ""
     yield f"| {' | '.join(parties)} |"
