@@ -176,6 +176,7 @@ class Answers:
             held = _of_segment(self.pointers, segment)
             if held:
                 self.next[segment] = min(map(self._next_of, held))
+                self.arms[segment] = _used(self.arms[segment], held)
                 yield b"%s%d" % (ANSWERS, segment), msgspec.msgpack.encode(AnswerSegment(self.arms[segment], held))
             else:
                 self.next.pop(segment, None)
@@ -265,6 +266,17 @@ class Outcomes:
 
 def _place(pointer: Pointer) -> tuple[int, int, int, int, int]:
     return pointer.due, pointer.asked, pointer.event_offset, pointer.index, pointer.number
+
+
+def _used(arms: list[Arm], held: Iterable[Pointer]) -> list[Arm]:
+    """
+    The arms of these answers alone, in order of first use. Which others the segment has had, and has forgotten by now, would tell where the
+    log was cut into batches, and a row is a function of the log.
+    """
+    places: dict[int, int] = {}
+    for pointer in held:
+        pointer.arm = places.setdefault(pointer.arm, len(places))
+    return [arms[place] for place in places]
 
 
 def _popped(heap: list[Any], time: int) -> list[Any]:

@@ -325,6 +325,16 @@ def test_what_is_sent_fits_its_schema() -> None:
         assert Table(one.message, one.order, columns)["event_offset"].tolist() == one.columns["event_offset"].tolist()  # type: ignore[union-attr]
 
 
+def test_a_row_tells_nothing_of_arms_whose_answers_are_gone() -> None:
+    """
+    Between two answers of one segment the first is forgotten. Whether a batch ended there must not show in the row: it once did.
+    """
+    journal = [*both(1_000), answer("a", 1_005), *until(1_010, 1_400), answer("b", 1_405, deployment=2, model="flights-2", digest="d2")]
+    one, two = Run(journal), Run(journal, cuts=[len(journal) - 1])
+    assert one.rows == two.rows
+    assert one.labeler.waiting == 1
+
+
 def test_nothing_is_left_when_all_is_over() -> None:
     """
     State returns to its one small row.
