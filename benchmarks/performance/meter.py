@@ -6,6 +6,7 @@ Start-up is left out, for everybody alike: the slope is taken between the first 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
@@ -35,14 +36,6 @@ def cpu_s(pid: int) -> float:
                 own = child.cpu_times()
                 total += own.user + own.system
     return total
-
-
-def memory_mb(pid: int) -> float:
-    """Resident memory of a process and its children together, pages that they share counted in each."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
-    return 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class Meter:
             ends = await consumer.end_offsets(self._at)
             used = {name: cpu_s(pid) for name, pid in self._parties.items()}
             samples.append(Sample(time.monotonic(), sum(ends.values()), used))
-            time.sleep(SAMPLE_S)
+            await asyncio.sleep(SAMPLE_S)
         return samples
 
 

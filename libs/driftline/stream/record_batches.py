@@ -109,8 +109,8 @@ class Packed(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
 
 def packed(keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int) -> Iterator[Packed]:
     """
-    n records in `order` as batches of at most BATCH_BYTES_MAX, one after the other. A record whose key starts at -1 has none. One that is
-    too large for any batch goes alone in its own.
+    n records in `order` as batches, one after the other, each of at most BATCH_BYTES_MAX, or as large as the largest record by itself
+    would need where that is more. A record whose key starts at -1 has none.
     """
     order = np.ascontiguousarray(order, np.int64)
     sizes = np.where(keys.starts >= 0, keys.ends - keys.starts, 0) + (values.ends - values.starts) + RECORD_OVERHEAD_MAX

@@ -68,7 +68,7 @@ def test_batches_are_cut_where_they_are_full(monkeypatch: pytest.MonkeyPatch):
     assert all(len(one) + 400 + 61 > 1_000 for one in built[:-1])
 
 
-def test_a_record_that_is_larger_than_a_batch_goes_in_a_batch_of_its_own_size(monkeypatch: pytest.MonkeyPatch):
+def test_a_record_that_is_larger_than_a_batch_goes_all_the_same(monkeypatch: pytest.MonkeyPatch):
     """
     Whether it may be that large is for others to say.
     """
@@ -76,3 +76,4 @@ def test_a_record_that_is_larger_than_a_batch_goes_in_a_batch_of_its_own_size(mo
     records: Given = [(None, bytes(10)), (b"k", bytes(5_000)), (None, bytes(10))]
     built = [bytes(batch._build()) for batch in packed(*columns(records), np.arange(3), TIME_MS)]
     assert [record for one in built for record in read(one)] == records
+    assert max(map(len, built)) <= 5_001 + 21 + 61
