@@ -23,6 +23,7 @@ from driftline.contracts.messages import ClockRecord, End, Writer, as_messages
 from driftline.contracts.messages import Source as Log
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.errors import DriftlineError
 from driftline.local.child import Child
 from driftline.local.stack import Stack
 from driftline.stream.batch import Varlen
@@ -39,7 +40,7 @@ TICK_MS = 3_600_000
 SERVICES = {"intake": "payments-events", "feature": "payments-features", "inference": "payments-predictions"}
 
 
-class Differs(Exception):
+class Differs(DriftlineError):
     """Outputs that are not what they should be: no time counts then."""
 
 

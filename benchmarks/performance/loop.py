@@ -29,7 +29,7 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.kafka import Publisher, create_topics, ensure_topics
 
 from .bundles import Champion
-from .meter import Cost, Sample, cpu_s, slope
+from .meter import Cost, Sample, TooSlow, cpu_s, slope
 
 PARTITIONS = 2
 QUIET_S = 3.0  # logs that have not grown for so long have all that there is
@@ -128,7 +128,7 @@ async def _watch(kafka: str, topics: Topics, pids: Mapping[str, int]) -> dict[st
     try:
         while time.monotonic() - grown < QUIET_S or before <= 0:
             if time.monotonic() - began > PATIENCE_S:
-                raise TimeoutError("the loop has not come to its end")
+                raise TooSlow("the loop has not come to its end")
             used, now, total = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic(), 0
             for service, kind in OUTPUT_OF.items():
                 at = [TopicPartition(topics[kind].name, number) for number in range(counts.get(kind, PARTITIONS))]

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from driftline.errors import DriftlineError
+
 SAMPLE_S = 0.05
 WARM = 0.1
 US = 1e6
 
 
-class TooSlow(Exception):
+class TooSlow(DriftlineError):
     """The outputs did not come in time."""
 
 
