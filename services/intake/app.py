@@ -113,22 +113,22 @@ class Upstream:
 
     def take(self, end: int) -> Polled | None:
         """The next records below offset `end`."""
-        if not self._queue or self._queue[0].offsets[0] >= end:
+        if not self._queue or self._queue[0].first >= end:
             return None
         polled = self._queue.popleft()
-        below = sum(offset < end for offset in polled.offsets)
+        below = polled.below(end)
         if below < len(polled):
             self._queue.appendleft(polled.part(below, len(polled)))
             polled = polled.part(0, below)
         self._queued -= len(polled)
         self._queued_bytes -= _size(polled)
         self._room.set()
-        self.position = polled.offsets[-1] + 1
+        self.position = polled.last + 1
         return polled
 
 
 def _size(polled: Polled) -> int:
-    return sum(len(value or b"") for value in polled.values)
+    return int(polled.values.lengths.sum())
 
 
 class IntakePart:

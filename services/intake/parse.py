@@ -17,12 +17,12 @@ import fastavro
 import msgspec
 import numpy as np
 
-from driftline.contracts.avro import Codec, explain, schema_id_of
+from driftline.contracts.avro import Codec, explain
 from driftline.contracts.bounds import NAME_BYTES_MAX, TIME_MS_MAX, TIME_MS_MIN
 from driftline.errors import Fatal, Invalid
 from driftline.pipeline import Stream
 from driftline.stream.batch import Column, Ints, Refused, Varlen, take
-from driftline.stream.records import FRAME_BYTES, SCHEMAS_MAX, Polled, SchemaRegistry
+from driftline.stream.records import FRAME_BYTES, SCHEMAS_MAX, Polled, SchemaRegistry, schema_ids
 
 VALUE_BYTES_MAX = 512 << 10
 FUTURE_MS_MAX = 5 * 60_000
@@ -30,6 +30,8 @@ PAST_MS_MAX = 3_653 * 86_400_000  # ten years: seconds that were sent for millis
 EXACT_MAX = 2**53  # of a whole number that may be null: its column is one of doubles
 INT_MAX, LONG_MAX = 2**31 - 1, 2**63 - 1
 TOKEN_BYTES = 16
+
+Reader = Callable[[Varlen], tuple[dict[str, Column], np.ndarray]]  # of n bodies: their columns, and the mask (n,) of the bad ones
 
 JSON_TYPES: dict[str, Any] = {
     "string": str,
@@ -94,43 +96,36 @@ class Parser:
         self._fields = {field["name"]: _kind(field["type"]) for field in stream.schema["fields"]}
         self._names = sorted({stream.id, stream.key, *names} & self._fields.keys())
         self._json = msgspec.json.Decoder(_struct(stream))
-        self._writers: dict[int, Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str] = {}
+        self._writers: dict[int, Reader | str] = {}
 
     def parse(self, polled: Polled, clock_ms: int) -> tuple[Arrived, list[Refused]]:
         """Everything good in `polled`, in order, and everything else with its reason. `clock_ms` is the pipeline's clock."""
-        refused: list[Refused] = []
-        by_format: dict[int, list[int]] = {}
-        for at, value in enumerate(polled.values):
-            if not value:
-                refused.append(Refused(polled.offsets[at], "undecodable", "the record has no value"))
-            elif len(value) > VALUE_BYTES_MAX:
-                refused.append(Refused(polled.offsets[at], "too_large", f"{len(value)} bytes; at most {VALUE_BYTES_MAX} are taken"))
-            else:
-                framed = value[0] == 0 and len(value) >= FRAME_BYTES
-                by_format.setdefault(schema_id_of(value) if framed else -1, []).append(at)
+        polled, refused = _of_size(polled)
+        formats = schema_ids(polled.values)
         parts = []
-        for schema_id, places in by_format.items():
-            columns, kept, bad = self._avro(polled, places, schema_id) if schema_id >= 0 else self._from_json(polled, places)
+        for schema_id in np.unique(formats).tolist():
+            mine = polled.take(formats == schema_id)
+            columns, offsets, bad = self._avro(mine, schema_id) if schema_id >= 0 else self._from_json(mine)
             refused += bad
-            if kept:
-                offsets = np.array([polled.offsets[at] for at in kept], np.int64)
+            if len(offsets):
                 arrived, bad = self._checked(offsets, columns, clock_ms)
                 refused += bad
                 parts.append(arrived)
         return _in_order(parts), refused
 
-    def _from_json(self, polled: Polled, places: Sequence[int]) -> tuple[dict[str, Column], list[int], list[Refused]]:
+    def _from_json(self, polled: Polled) -> tuple[dict[str, Column], Ints, list[Refused]]:
         good, kept, refused = [], [], []
-        for at in places:
+        for offset, value in zip(polled.offsets.tolist(), polled.values.tolist(), strict=True):
             try:
-                good.append(self._json.decode(polled.values[at] or b""))
-                kept.append(at)
+                good.append(self._json.decode(value))
+                kept.append(offset)
             except (msgspec.ValidationError, msgspec.DecodeError) as error:
-                refused.append(self._json_refusal(polled.offsets[at], error))
+                refused.append(self._json_refusal(offset, error))
             except (UnicodeDecodeError, RecursionError):
-                refused.append(Refused(polled.offsets[at], "undecodable", "the value is not valid JSON"))
+                refused.append(Refused(offset, "undecodable", "the value is not valid JSON"))
         values = zip(*map(msgspec.structs.astuple, good), strict=True)
-        return {name: _column(kind, column) for (name, kind), column in zip(self._fields.items(), values, strict=False)}, kept, refused
+        columns = {name: _column(kind, column) for (name, kind), column in zip(self._fields.items(), values, strict=False)}
+        return columns, np.array(kept, np.int64), refused
 
     def _json_refusal(self, offset: int, error: Exception) -> Refused:
         if not isinstance(error, msgspec.ValidationError):
@@ -147,28 +142,26 @@ class Parser:
             return Refused(offset, "contract", f'"{field[1]}" is {told}; {self._stream.schema["name"]} says {self._fields.get(field[1])}')
         return Refused(offset, "contract", words if field else "the value is not an object of the stream's fields")
 
-    def _avro(self, polled: Polled, places: Sequence[int], schema_id: int) -> tuple[dict[str, Column], list[int], list[Refused]]:
+    def _avro(self, polled: Polled, schema_id: int) -> tuple[dict[str, Column], Ints, list[Refused]]:
         if schema_id not in self._writers:
             if len(self._writers) >= SCHEMAS_MAX:
                 self._writers = {known: reader for known, reader in self._writers.items() if not isinstance(reader, str)}
             self._writers[schema_id] = self._reader_of(schema_id)
         reader = self._writers[schema_id]
         if isinstance(reader, str):
-            return {}, [], [Refused(polled.offsets[at], "schema", reader) for at in places]
-        bodies = [(polled.values[at] or b"")[FRAME_BYTES:] for at in places]
-        columns, bad = reader(Varlen.of(bodies), bodies)
+            return {}, polled.offsets[:0], [Refused(offset, "schema", reader) for offset in polled.offsets.tolist()]
+        values = polled.values
+        bodies = Varlen(values.data, values.starts + FRAME_BYTES, values.ends)
+        columns, bad = reader(bodies)
+        if not bad.any():
+            return {name: columns[name] for name in self._fields}, polled.offsets, []
         schema = self._registry.schema(schema_id)
-        refused = [
-            Refused(polled.offsets[at], "undecodable", explain(schema, body))
-            for at, body, wrong in zip(places, bodies, bad, strict=True)
-            if wrong
-        ]
-        good = np.flatnonzero(~bad)
-        if not len(good):
-            return {}, [], refused
-        return {name: take(columns[name], good) for name in self._fields}, [places[i] for i in good.tolist()], refused
+        refused = [Refused(int(polled.offsets[at]), "undecodable", explain(schema, bodies[at])) for at in np.flatnonzero(bad).tolist()]
+        if bad.all():
+            return {}, polled.offsets[:0], refused
+        return {name: take(columns[name], ~bad) for name in self._fields}, polled.offsets[~bad], refused
 
-    def _reader_of(self, schema_id: int) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]] | str:
+    def _reader_of(self, schema_id: int) -> Reader | str:
         """How to read records that were written by that schema; or why they cannot be."""
         try:
             writer = self._registry.schema(schema_id)
@@ -182,16 +175,16 @@ class Parser:
             codec = Codec(writer)
             kinds = {field["name"]: _kind(field["type"]) for field in writer["fields"]}
             if codec.flat and all(kinds.get(name) == kind for name, kind in self._fields.items()):
-                return lambda data, _: codec.decode(data)
+                return codec.decode
             return self._resolving(writer)
         except Exception as error:  # whatever a library raises at somebody's schema means one thing: it cannot be read by
             return f"schema id {schema_id} cannot be read by ({type(error).__name__})"
 
-    def _resolving(self, writer: dict[str, Any]) -> Callable[[Varlen, Sequence[bytes]], tuple[dict[str, Column], np.ndarray]]:
+    def _resolving(self, writer: dict[str, Any]) -> Reader:
         """Another version of the schema: resolved record by record, as Avro's rules say."""
         written, wanted = fastavro.parse_schema(writer), fastavro.parse_schema(dict(self._stream.schema))
 
-        def read(_: Varlen, bodies: Sequence[bytes]) -> tuple[dict[str, Column], np.ndarray]:
+        def read(bodies: Varlen) -> tuple[dict[str, Column], np.ndarray]:
             records: list[dict[str, Any] | None] = []
             for body in bodies:
                 try:
@@ -259,6 +252,21 @@ class Parser:
         """A keyed hash instead of each value: the same token for the same value, and no way back without the key."""
         values = column.tolist() if isinstance(column, Varlen) else [str(value).encode() for value in column]
         return Varlen.of(hmac.new(self._pii_key, value, hashlib.sha256).hexdigest()[: 2 * TOKEN_BYTES] for value in values)
+
+
+def _of_size(polled: Polled) -> tuple[Polled, list[Refused]]:
+    """The records that have a value of a size that is taken, and the others with the reason."""
+    sizes = polled.values.lengths
+    good = (sizes > 0) & (sizes <= VALUE_BYTES_MAX)
+    if good.all():
+        return polled, []
+    refused = [
+        Refused(offset, "too_large", f"{size} bytes; at most {VALUE_BYTES_MAX} are taken")
+        if size
+        else Refused(offset, "undecodable", "the record has no value")
+        for offset, size in zip(polled.offsets[~good].tolist(), sizes[~good].tolist(), strict=True)
+    ]
+    return polled.take(good), refused
 
 
 def _ends(schema: Any, within: frozenset[str] = frozenset()) -> bool:
@@ -332,9 +340,7 @@ def _column(kind: str, values: Sequence[Any]) -> Column:
     """Python values of one field as a column; null is NaN in a number, and a start of -1 in a text."""
     plain = kind.rstrip("?")
     if plain == "string":
-        column = Varlen.of(value or "" for value in values)
-        missing = np.array([value is None for value in values], np.bool_)
-        return Varlen(column.data, np.where(missing, -1, column.starts), column.ends)
+        return Varlen.optional(values)
     if plain == "timestamp-millis":
         values = [round(value.timestamp() * 1000) if isinstance(value, datetime) else value for value in values]
     if kind.endswith("?") or plain in ("float", "double"):

@@ -93,7 +93,7 @@ class Folding:
         fresh, seen = drop_seen(batch, entry.seen)
         decision = None if refused or not len(fresh) else self._decided(entry.state, fresh)
         if len(fresh) and decision is None:
-            refused = [Refused(polled.offsets[0], "contract", "what it says cannot be applied: its body is of another shape")]
+            refused = [Refused(polled.first, "contract", "what it says cannot be applied: its body is of another shape")]
         if refused:
             seen = entry.seen  # what was refused has not taken its coordinate
             decision = unmoved(plan, entry.state, f"the record could not be read: {refused[0].reason}")
@@ -102,7 +102,7 @@ class Folding:
         self._count("dead_lettered" if refused else "applied" if len(fresh) else "duplicate")
         letters = self._dead_letters.of(self._topic, CONTROL_PARTITION, polled, refused)
         self._dead_letters.sent(self._topic, refused)
-        return Entry(polled.offsets[0], crc(polled.values[0]), seen, decision.state), decision, letters
+        return Entry(polled.first, crc(polled.values[0]), seen, decision.state), decision, letters
 
     def _decided(self, state: State, fresh: Batch) -> Decision | None:
         """What follows from the record; None when its body, which is free JSON, is not what a report or a release says."""
@@ -223,7 +223,7 @@ class ControlPlane:
         if not self._checked or message.offset > self._entry().offset + 1:
             await self._catch_up(message.offset)
             self._checked = True
-        polled = Polled([message.offset], [message.key], [message.value], [int(message.timestamp * 1000)])
+        polled = Polled.of([message.offset], [message.key], [message.value], [int(message.timestamp * 1000)])
         if message.offset > self._entry().offset:
             await self._apply(polled)
 
@@ -249,7 +249,7 @@ class ControlPlane:
             while at < offset:
                 for polled in await _next(source, offset - at):
                     await self._apply(polled)
-                    at = polled.offsets[0] + 1
+                    at = polled.first + 1
         finally:
             await source.stop()
 
@@ -267,7 +267,7 @@ class ControlPlane:
 
     async def _apply(self, polled: Polled) -> None:
         entry, decision, letters = self._folding.step(self._entry(), polled)
-        offset = polled.offsets[0]
+        offset = polled.first
         answer = as_messages(
             "deployments",
             "deployment",
@@ -319,5 +319,4 @@ async def _next(source: Source, records_max: int) -> list[Polled]:
     polled = await source.poll(min(records_max, 500), 10_000)
     if polled is None:
         raise Recoverable("control could not be read")
-    columns = zip(polled.offsets, polled.keys, polled.values, polled.timestamps, strict=True)
-    return [Polled([offset], [key], [value], [timestamp]) for offset, key, value, timestamp in columns]
+    return [polled.part(at, at + 1) for at in range(len(polled))]

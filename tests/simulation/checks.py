@@ -113,7 +113,7 @@ def replayed(world: World, operator: Any, number: int, log: Log, poisoned: Colle
     while at < len(records):
         some = records[at : at + 1 + world.random.randrange(24)]
         at += len(some)
-        polled = Polled(*([getattr(record, name) for record in some] for name in ("offset", "key", "value", "timestamp")))
+        polled = Polled.of(*([getattr(record, name) for record in some] for name in ("offset", "key", "value", "timestamp")))
         batch, _ = sifted(core, *decoder.decode(number, polled))
         fresh, after = drop_seen(batch, seen)
         if not len(fresh):

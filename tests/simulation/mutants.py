@@ -376,7 +376,7 @@ MUTANTS = (
         "another log goes on",
         "A log that was made anew is gone on with.",
         f"{WORKER}:_Session._verify",
-        (("if (polled.offsets[0], polled.timestamps[0], crc(polled.values[0])) != entry.anchor:", "if False:"),),
+        (("if polled.anchor(polled.first + 1) != entry.anchor:", "if False:"),),
         only="one input",
     ),
     Mutant(

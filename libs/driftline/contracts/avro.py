@@ -173,10 +173,7 @@ def _dtype(flat: Flat) -> npt.DTypeLike:
 
 def _varlen(flat: Flat, values: Sequence[Any]) -> Varlen:
     octets = [pack_strings(value) if flat.code == STRINGS and not isinstance(value, bytes | None) else value for value in values]
-    made = Varlen.of(value if value is not None else b"" for value in octets)
-    if None not in octets:
-        return made
-    return Varlen(made.data, np.where([value is None for value in octets], -1, made.starts), made.ends)
+    return Varlen.optional(octets)
 
 
 def _values(kind: Any, column: Column) -> Sequence[Any]:

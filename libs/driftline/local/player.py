@@ -254,7 +254,7 @@ class Loop:
     async def follow(self) -> None:
         """Take in what has arrived; returns after a second when nothing has."""
         for at, records in (await self._consumer.getmany(timeout_ms=1_000)).items():
-            polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
+            polled = Polled.of(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
             batch, _ = self._decoders[at.topic].decode(at.partition, polled)
             for table in batch.tables.values():
                 if table.message == "deployment":

@@ -22,7 +22,7 @@ from driftline.stream.batch import Batch, Effects, Messages, sifted
 from driftline.stream.kafka import Cluster, Source
 from driftline.stream.ledger import Entry
 from driftline.stream.operators import Wiring
-from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, crc, drop_seen
+from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen
 
 RECORDS_MAX = 20_000
 
@@ -75,7 +75,7 @@ class Fold:
 
     def take(self, polled: Polled) -> Sequence[Messages]:
         """Fold some more of the log. Returns what the service would have sent."""
-        self.anchor = polled.offsets[-1], polled.timestamps[-1], crc(polled.values[-1])
+        self.anchor = polled.anchor(polled.last + 1)
         polled = self._without_given_up(polled)
         if not len(polled):
             return ()
@@ -99,15 +99,8 @@ class Fold:
         return self._core.step(batch)
 
     def _without_given_up(self, polled: Polled) -> Polled:
-        if self.subject.given_up.isdisjoint(polled.offsets):
-            return polled
-        kept = [at for at, offset in enumerate(polled.offsets) if offset not in self.subject.given_up]
-        return Polled(
-            [polled.offsets[at] for at in kept],
-            [polled.keys[at] for at in kept],
-            [polled.values[at] for at in kept],
-            [polled.timestamps[at] for at in kept],
-        )
+        given_up = np.isin(polled.offsets, list(self.subject.given_up))
+        return polled.take(~given_up) if given_up.any() else polled
 
     def _look_back(self, batch: Batch) -> None:
         reach_ms = self.subject.wiring.reach_ms
@@ -160,9 +153,9 @@ async def _walk(source: Source, work: Fold, proofs: Mapping[str, Proof], told: C
         polled = await source.poll(RECORDS_MAX, SILENCE_MS)
         if polled is None:
             raise Recoverable(f"{work.subject.wiring.reads.name}[{work.subject.partition}]: nothing arrives from {position} on")
-        position = polled.offsets[-1] + 1
+        position = polled.last + 1
         if position > goal:
-            polled = polled.part(0, sum(offset < goal for offset in polled.offsets))
+            polled = polled.part(0, polled.below(goal))
         if not len(polled):
             break
         reached = work.reached
@@ -172,7 +165,7 @@ async def _walk(source: Source, work: Fold, proofs: Mapping[str, Proof], told: C
             made[one.topic].append(one)
         for kind, proof in proofs.items():
             if start > 0 and reached:
-                proof.proves_from = min(proof.proves_from, polled.offsets[0])
+                proof.proves_from = min(proof.proves_from, polled.first)
             await proof.take(made[kind])
         records += len(polled)
         told(min(position, goal))

@@ -202,7 +202,7 @@ class Proof:
         polled = await self._source.poll(RECORDS_MAX, SILENCE_MS)
         if polled is None:
             raise Recoverable(f"{self._where} goes on to {self._end}, but nothing arrives from {self._position} on")
-        self._position = polled.offsets[-1] + 1
+        self._position = polled.last + 1
         batch, _ = self._decoder.decode(self._scope.partition, polled)
         mine = {name: table.take(self._is_mine(table)) for name, table in batch.tables.items()}
         fresh, self._seen = drop_seen(type(batch)(batch.partition, batch.first_offset, batch.next_offset, mine), self._seen)
@@ -215,13 +215,13 @@ class Proof:
         return (table["writer"] == self._scope.writer) & ((table["source"] == Log.TICK) | (table["partition"] == partition))
 
     def _take_found(self, table: Table, polled: Polled) -> None:
-        ats = np.searchsorted(np.asarray(polled.offsets, np.int64), table.offsets).tolist()
+        ats = np.searchsorted(polled.offsets, table.offsets)
         lanes = lane_of(table["writer"], table["source"], table["partition"])
         causes = np.where(table["source"] == self._scope.source, table["offset"], -1).tolist()
         places = _places(table["offset"], table["index"])
         for lane in np.unique(lanes).tolist():
             self._first.setdefault(lane, places[int(np.flatnonzero(lanes == lane)[0])])
-        self._add(self._found, lanes, places, causes, [polled.keys[at] for at in ats], [polled.values[at] or b"" for at in ats])
+        self._add(self._found, lanes, places, causes, [polled.keys.get(at) for at in ats.tolist()], polled.values.take(ats).tolist())
 
     def _meet(self) -> None:
         for lane, made in self._made.items():
@@ -258,7 +258,7 @@ class Proof:
         return bool(ours and theirs) and all(repr(ours[name]) == repr(theirs[name]) for name in ours.keys() & theirs.keys())
 
     def _record(self, value: bytes) -> dict[str, Any]:
-        batch, _ = self._decoder.decode(0, Polled([0], [None], [value], [0]))
+        batch, _ = self._decoder.decode(0, Polled.of([0], [None], [value], [0]))
         return next((table.records()[0] for table in batch.tables.values()), {})
 
     def _missing(self, lane: Lane, made: Sent) -> None:

@@ -41,7 +41,6 @@ from driftline.settings import read
 from driftline.stream.kafka import Cluster, Source
 from driftline.stream.ledger import Entry, connect, decoded, refuse_unsafe_store
 from driftline.stream.operators import Wiring, describe_pipeline, group_of
-from driftline.stream.records import crc
 
 STATEFUL = ("feature", "labeler", "drift")
 GROUP_ID_NOT_FOUND = 69
@@ -217,7 +216,7 @@ async def _is_anchored(source: Source, entry: Entry, start: int) -> bool:
         return True
     source.seek(entry.anchor[0])
     polled = await source.poll(1, ANCHOR_MS)
-    return polled is not None and (polled.offsets[0], polled.timestamps[0], crc(polled.values[0])) == entry.anchor
+    return polled is not None and polled.anchor(polled.first + 1) == entry.anchor
 
 
 async def _refuse_unreachable(source: Source, wiring: Wiring, orders: Orders) -> None:

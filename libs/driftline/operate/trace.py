@@ -139,13 +139,9 @@ async def _json_predictions(addresses: Addresses, topic: Topic, partition: int, 
             polled = await source.poll(5_000, POLL_MS)
             if polled is None:
                 break
-            position = polled.offsets[-1] + 1
-            for offset, value in zip(polled.offsets, polled.values, strict=True):
-                if (
-                    value is not None
-                    and str(event_offset).encode() in value
-                    and (fields := json.loads(value)).get("event_offset") == event_offset
-                ):
+            position = polled.last + 1
+            for offset, value in zip(polled.offsets.tolist(), polled.values.tolist(), strict=True):
+                if str(event_offset).encode() in value and (fields := json.loads(value)).get("event_offset") == event_offset:
                     found.append(Found(topic.name, partition, offset, "prediction", fields))
     finally:
         await source.stop()

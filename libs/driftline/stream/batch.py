@@ -35,6 +35,13 @@ class Varlen:
         return cls(np.frombuffer(b"".join(parts), np.uint8), starts, ends)
 
     @classmethod
+    def optional(cls, values: Sequence[bytes | str | None]) -> Varlen:
+        """As `of`, of values that may be None, which is null."""
+        made = cls.of(b"" if value is None else value for value in values)
+        absent = np.fromiter((value is None for value in values), np.bool_, len(values))
+        return cls(made.data, np.where(absent, -1, made.starts), np.where(absent, 0, made.ends)) if absent.any() else made
+
+    @classmethod
     def repeat(cls, value: bytes | str, n: int) -> Varlen:
         """`value` n times, stored once."""
         data = np.frombuffer(value.encode() if isinstance(value, str) else value, np.uint8)
@@ -47,7 +54,7 @@ class Varlen:
             return columns[0]
         shifts = np.cumsum([0] + [len(column.data) for column in columns[:-1]])
         starts = [np.where(column.starts < 0, -1, column.starts + shift) for column, shift in zip(columns, shifts, strict=True)]
-        ends = [column.ends + shift for column, shift in zip(columns, shifts, strict=True)]
+        ends = [np.where(column.starts < 0, 0, column.ends + shift) for column, shift in zip(columns, shifts, strict=True)]
         return cls(np.concatenate([column.data for column in columns]), np.concatenate(starts), np.concatenate(ends))
 
     @classmethod
@@ -64,12 +71,21 @@ class Varlen:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.tolist())
 
+    def get(self, index: int) -> bytes | None:
+        """One value; None for null."""
+        return self[index] if self.starts[index] >= 0 else None
+
+    @property
+    def lengths(self) -> Ints:
+        """How many bytes each value has; a null has none."""
+        return np.where(self.starts < 0, 0, self.ends - self.starts)
+
     def take(self, index: npt.NDArray[Any]) -> Varlen:
         """The values at `index` (positions or a mask), still in the same buffer."""
         return Varlen(self.data, self.starts[index], self.ends[index])
 
     def tolist(self) -> list[bytes]:
-        """All values as `bytes`, in order."""
+        """All values as `bytes`, in order; a null is empty."""
         raw = self.data.tobytes()
         return [raw[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
 

@@ -65,10 +65,9 @@ class DeadLetters:
 
     def _messages(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int) -> Messages:
         n = len(refused)
-        place = {offset: at for at, offset in enumerate(polled.offsets)}
-        at = [place[one.offset] for one in refused]
         sealed = topic in self._sealed
         offsets = np.array([one.offset for one in refused], np.int64)
+        at = np.searchsorted(polled.offsets, offsets)
         columns: dict[str, Column] = {
             "source": np.full(n, source, np.int64),
             "partition": np.full(n, partition, np.int64),
@@ -79,10 +78,10 @@ class DeadLetters:
             "service": Varlen.repeat(self._service, n),
             "reason": Varlen.of(one.reason for one in refused),
             "detail": Varlen.of(one.detail for one in refused),
-            "timestamp": np.array([polled.timestamps[i] for i in at], np.int64),
+            "timestamp": polled.timestamps[at],
             "sealed": np.full(n, sealed, np.bool_),
-            "key": _nullable([self._kept(polled.keys[i], KEY_KEPT_MAX, sealed) for i in at]),
-            "value": _nullable([self._kept(polled.values[i], VALUE_KEPT_MAX, sealed) for i in at]),
+            "key": Varlen.optional([self._kept(polled.keys.get(i), KEY_KEPT_MAX, sealed) for i in at.tolist()]),
+            "value": Varlen.optional([self._kept(polled.values.get(i), VALUE_KEPT_MAX, sealed) for i in at.tolist()]),
         }
         return Messages("dead-letters", "dead_letter", None, columns, offsets, to=0)
 
@@ -90,12 +89,6 @@ class DeadLetters:
         """As it came; of what is too large, the beginning: it would be refused again anyway."""
         kept = None if value is None else value[:most]
         return seal(kept, self._key) if sealed and kept is not None else kept
-
-
-def _nullable(values: Sequence[bytes | None]) -> Varlen:
-    column = Varlen.of(value or b"" for value in values)
-    missing = np.array([value is None for value in values], np.bool_)
-    return Varlen(column.data, np.where(missing, -1, column.starts), column.ends)
 
 
 def seal(value: bytes, key: bytes) -> bytes:

@@ -12,12 +12,10 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -27,6 +25,7 @@ from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.stream.batch import Batch, Messages, Refused, Varlen
+from driftline.stream.fetched import by_column, columns
 from driftline.stream.record_batches import BATCH_BYTES_MAX, packed
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
 
@@ -35,24 +34,6 @@ ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself mi
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
 SILENCE_S = 15.0  # for so long a log may hold more without any of it arriving, before whoever reads it starts again
-
-
-def _as_parsed(key: bytes) -> bytes:
-    """Given as a consumer's key deserialiser, it asks for records as they were parsed; see `_Parsed`."""
-    return key
-
-
-class _Parsed(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
-    """
-    aiokafka copies each parsed record into an object of eleven fields, which is a fifth of what polling costs; of these a `Source` reads
-    four, which the parsed record has. Consumers that do not ask for it are left alone.
-    """
-
-    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
-        return record if self._key_deserializer is _as_parsed else super()._consumer_record(tp, record)
-
-
-fetcher.PartitionRecords = _Parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +94,7 @@ class Source:
             auto_offset_reset="none",
             fetch_max_wait_ms=wait_ms,
             max_partition_fetch_bytes=4 << 20,
-            key_deserializer=_as_parsed,
+            key_deserializer=by_column,
             isolation_level="read_committed" if committed_only else "read_uncommitted",
             client_id=f"{group or 'driftline'}-{topic}-{partition}",
         )
@@ -162,15 +143,8 @@ class Source:
         """The next records, as soon as there are any; None after `timeout_ms` without."""
         async with answering(self._where):
             polled = await self._consumer.getmany(self._at, timeout_ms=timeout_ms, max_records=records_max)
-        records = polled.get(self._at)
-        if not records:
-            return None
-        return Polled(
-            [record.offset for record in records],
-            [record.key for record in records],
-            [record.value for record in records],
-            [record.timestamp for record in records],
-        )
+        found = polled.get(self._at)
+        return columns(found) if found else None
 
     def end(self) -> int | None:
         """The log's end as the last fetch told it; costs nothing."""
@@ -352,6 +326,7 @@ class LogReader:
             auto_offset_reset="none",
             fetch_max_wait_ms=self._wait_ms,
             max_partition_fetch_bytes=4 << 20,
+            key_deserializer=by_column,
         )
         await self._consumer.start()
         partitions = await partitions_of(self._consumer, self._topic.name)
@@ -391,8 +366,9 @@ class LogReader:
         decoded = []
         try:
             for at, found in polled.items():
-                below = [record for record in found if goal is None or record.offset < goal[at.partition]]
-                decoded.append((at, found[-1].offset + 1, await self._decoded(at.partition, below) if below else None))
+                records = columns(found)
+                below = records if goal is None else records.part(0, records.below(goal[at.partition]))
+                decoded.append((at, records.last + 1, await self._decoded(at.partition, below) if len(below) else None))
         except Recoverable:  # the registry, or the dead letters: what was polled is yet to be had
             for at in polled:
                 consumer.seek(at, self.positions[at.partition])
@@ -417,8 +393,7 @@ class LogReader:
             self._ends = await self.end_offsets()
         self._heard_at = now
 
-    async def _decoded(self, partition: int, records: Sequence[object]) -> Batch:
-        polled = Polled(*([getattr(record, name) for record in records] for name in ("offset", "key", "value", "timestamp")))
+    async def _decoded(self, partition: int, polled: Polled) -> Batch:
         batch, refused = self._decoder.decode(partition, polled)
         if refused:
             first, where = refused[0], {"topic": self._topic.name, "partition": partition}

@@ -4,7 +4,6 @@ Polled records to a `Batch`, and `Messages` to records: the border between bytes
 
 from __future__ import annotations
 
-import bisect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from driftline.compiled import numba
+from driftline.compiled import READ_BYTES, READ_INTS, numba
 from driftline.contracts.avro import Codec, frame, unpack_strings
 from driftline.contracts.bounds import Bounds, Declared
 from driftline.contracts.messages import schema as message_schema
@@ -39,24 +37,59 @@ class SchemaRegistry(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """Consecutive records of one partition as the client gave them."""
+    """Consecutive records of one partition by column, offsets ascending. A null key or value starts at -1."""
 
-    offsets: Sequence[int]
-    keys: Sequence[bytes | None]
-    values: Sequence[bytes | None]
-    timestamps: Sequence[int]
+    offsets: Ints
+    keys: Varlen
+    values: Varlen
+    timestamps: Ints
+
+    @classmethod
+    def of(cls, offsets: Sequence[int], keys: Sequence[bytes | None], values: Sequence[bytes | None], timestamps: Sequence[int]) -> Polled:
+        """Records that somebody has one by one."""
+        return cls(np.array(offsets, np.int64), Varlen.optional(keys), Varlen.optional(values), np.array(timestamps, np.int64))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Polled]) -> Polled:
+        """Several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.offsets for part in parts]),
+            Varlen.concat([part.keys for part in parts]),
+            Varlen.concat([part.values for part in parts]),
+            np.concatenate([part.timestamps for part in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.offsets)
 
+    @property
+    def first(self) -> int:
+        """The offset of the first record."""
+        return int(self.offsets[0])
+
+    @property
+    def last(self) -> int:
+        """The offset of the last record."""
+        return int(self.offsets[-1])
+
+    def take(self, index: Any) -> Polled:
+        """The records at `index` (positions, mask or slice)."""
+        return Polled(self.offsets[index], self.keys.take(index), self.values.take(index), self.timestamps[index])
+
     def part(self, start: int, stop: int) -> Polled:
         """The records from place `start` to place `stop`, exclusive."""
-        return Polled(self.offsets[start:stop], self.keys[start:stop], self.values[start:stop], self.timestamps[start:stop])
+        return self.take(slice(start, stop))
+
+    def below(self, offset: int) -> int:
+        """How many records are below `offset`."""
+        return int(np.searchsorted(self.offsets, offset))
 
     def anchor(self, next_offset: int) -> tuple[int, int, int]:
         """Offset, timestamp and CRC of the last record below `next_offset`: what a log must still hold to be the same log."""
-        at = bisect.bisect_left(self.offsets, next_offset) - 1
-        return self.offsets[at], self.timestamps[at], crc(self.values[at])
+        at = self.below(next_offset) - 1
+        return int(self.offsets[at]), int(self.timestamps[at]), crc(self.values[at])
 
 
 def crc(value: bytes | None) -> int:
@@ -80,8 +113,8 @@ class Decoder:
 
     def decode(self, partition: int, polled: Polled) -> tuple[Batch, list[Refused]]:
         """Split `polled` by kind of message; what cannot be taken comes back refused, by offset."""
-        data, starts, ends, ids = _frames(polled.values)
-        offsets, timestamps = np.asarray(polled.offsets, np.int64), np.asarray(polled.timestamps, np.int64)
+        values, offsets, timestamps = polled.values, polled.offsets, polled.timestamps
+        ids = schema_ids(values)
         tables: dict[str, Table] = {}
         refused: list[Refused] = []
         for schema_id in np.unique(ids).tolist():
@@ -91,17 +124,15 @@ class Decoder:
                 refused += [Refused(int(offsets[i]), *_unframed(schema_id)) for i in mine]
                 continue
             message, codec = found
-            columns, bad = codec.decode(Varlen(data, starts[mine] + FRAME_BYTES, ends[mine]))
+            columns, bad = codec.decode(Varlen(values.data, values.starts[mine] + FRAME_BYTES, values.ends[mine]))
             table = Table(message, offsets[mine], columns)
             if bad.any():
-                refused += [
-                    Refused(int(offsets[i]), "undecodable", codec.explain((polled.values[i] or b"")[FRAME_BYTES:])) for i in mine[bad]
-                ]
+                refused += [Refused(int(offsets[i]), "undecodable", codec.explain(values[i][FRAME_BYTES:])) for i in mine[bad].tolist()]
                 table, mine = table.take(~bad), mine[~bad]
             table = self._within_bounds(table, timestamps[mine], partition, refused)
             if len(table):
                 tables[message] = _joined([tables[message], table]) if message in tables else table
-        return Batch(partition, int(offsets[0]), int(offsets[-1]) + 1, tables), sorted(refused, key=lambda one: one.offset)
+        return Batch(partition, polled.first, polled.last + 1, tables), sorted(refused, key=lambda one: one.offset)
 
     def _within_bounds(self, table: Table, timestamps: Ints, partition: int, refused: list[Refused]) -> Table:
         """What of `table` can have been said; the rest is added to `refused`, each with the first thing that is wrong with it."""
@@ -141,14 +172,20 @@ def _is_version_of(message: str, schema: Mapping[str, Any]) -> bool:
     return False
 
 
-def _frames(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], Ints, Ints, Ints]:
-    """All values in one buffer, and the schema id of each frame: -1 where there is none."""
-    column = Varlen.of(value or b"" for value in values)
-    data = np.concatenate([column.data, np.zeros(FRAME_BYTES, np.uint8)])  # so that a short last value can be looked at
-    head = data[column.starts[:, None] + np.arange(FRAME_BYTES)].astype(np.int64)
-    ids = (head[:, 1] << 24) | (head[:, 2] << 16) | (head[:, 3] << 8) | head[:, 4]
-    framed = (column.ends - column.starts >= FRAME_BYTES) & (head[:, 0] == 0)
-    return column.data, column.starts, column.ends, np.where(framed, ids, -1)
+@numba.njit(numba.int64[::1](READ_BYTES, READ_INTS, READ_INTS), cache=True, nogil=True)
+def _schema_ids(data, starts, ends):  # type: ignore[no-untyped-def]  # compiled by numba
+    ids = np.full(len(starts), -1, np.int64)
+    for i in range(len(starts)):
+        at = starts[i]
+        if at >= 0 and ends[i] - at >= FRAME_BYTES and data[at] == 0:
+            ids[i] = np.int64(data[at + 1]) << 24 | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 8 | np.int64(data[at + 4])
+    return ids
+
+
+def schema_ids(values: Varlen) -> Ints:
+    """The schema id that the frame of each value names: -1 where there is no frame."""
+    ids: Ints = _schema_ids(values.data, np.ascontiguousarray(values.starts), np.ascontiguousarray(values.ends))
+    return ids
 
 
 def _unframed(schema_id: int) -> tuple[str, str]:

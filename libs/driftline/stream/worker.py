@@ -24,7 +24,6 @@ batches are halved and the partitions of the process take turns, until the proce
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from driftline.stream.batch import Batch, Core, Effects, Refused, sifted
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
 from driftline.stream.ledger import Entry, Ledger
-from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
+from driftline.stream.records import Coordinate, Decoder, Lane, Polled, drop_seen
 from driftline.stream.turns import Turns
 
 ROWS_MAX = 4_000
@@ -274,7 +273,7 @@ class _Session:
         polled = await self._source.poll(1, 10_000)
         if polled is None:
             raise Recoverable("the last applied record could not be read")
-        if (polled.offsets[0], polled.timestamps[0], crc(polled.values[0])) != entry.anchor:
+        if polled.anchor(polled.first + 1) != entry.anchor:
             raise Fatal(self._worded(f"the record at {entry.anchor[0]} is not the one that was applied: this is another log"))
 
     def _worded(self, fault: str) -> str:
@@ -375,8 +374,8 @@ class _Session:
         self._operator.dead_letters.sent(self._operator.topic, refused)
         self._seen = seen
         self.position = batch.next_offset
-        first, end = (bisect.bisect_left(polled.offsets, offset) for offset in (batch.first_offset, batch.next_offset))
-        self.applied_ms = polled.timestamps[end - 1]
+        first, end = polled.below(batch.first_offset), polled.below(batch.next_offset)
+        self.applied_ms = int(polled.timestamps[end - 1])
         await self._progress()
         self._read.inc(end - first)
         self._tally(effects, len(batch) - len(fresh), len(refused))
@@ -396,7 +395,7 @@ class _Session:
 
     async def _give_up(self, polled: Polled) -> None:
         """The first record has crashed the process time and again: set it aside, raw."""
-        offset = polled.offsets[0]
+        offset = polled.first
         batch = Batch(self._partition, offset, offset + 1, {})
         await self._apply(batch, [Refused(offset, "poison", "stopped the process time and again")], polled)
 

@@ -133,7 +133,7 @@ class Trying:
         offsets = [*range(self._offset, self._offset + len(places))]
         self._offset += len(places)
         records = [record for *_, record in places]
-        polled = Polled(offsets, [one.key for one in records], [one.value for one in records], [WRITTEN_MS] * len(records))
+        polled = Polled.of(offsets, [one.key for one in records], [one.value for one in records], [WRITTEN_MS] * len(records))
         return polled, {offset: kind for offset, (_, kind, _) in zip(offsets, places, strict=True) if kind}
 
     def _count(self, kinds: dict[int, str], refused: dict[int, str]) -> None:

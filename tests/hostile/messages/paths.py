@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from aiokafka import TopicPartition
-from stages import Sent, Stage, Subject, part_of
+from stages import Sent, Stage, Subject
 from world import DIGEST, WRITTEN_MS, Steady, World
 
 from driftline.contracts.bounds import Declared
@@ -54,7 +54,7 @@ class Path(Protocol):
 
 
 def _without(polled: Polled, offsets: frozenset[int] | set[int]) -> Polled:
-    return part_of(polled, [at for at, offset in enumerate(polled.offsets) if offset not in offsets])
+    return polled.take(~np.isin(polled.offsets, list(offsets)))
 
 
 def checked(letters: dict[int, str], mutants: frozenset[int], where: str) -> dict[int, str]:
@@ -154,7 +154,7 @@ class Staged:
             self._m = Stage(self.subject, before, last)
         checked(told, mutants, self.name)
         self._compare(sent, alone[0])
-        self._last = part_of(polled, [len(polled) - 1])
+        self._last = polled.part(len(polled) - 1, len(polled))
         return refused
 
     def _compare(self, sent: list[Sent], alone: list[Sent]) -> None:
@@ -191,8 +191,8 @@ class Rollout:
     def _folded(self, entry: Entry, polled: Polled) -> tuple[Entry, dict[int, str], dict[int, Any]]:
         letters: dict[int, str] = {}
         said = {}
-        for at, offset in enumerate(polled.offsets):
-            entry, decision, made = self._folding.step(entry, part_of(polled, [at]))
+        for at, offset in enumerate(polled.offsets.tolist()):
+            entry, decision, made = self._folding.step(entry, polled.part(at, at + 1))
             said[offset] = decision.deployment
             for one in made:
                 letters[offset] = one.columns["reason"].texts()[0]  # type: ignore[union-attr]
@@ -247,8 +247,9 @@ class FedReader(LogReader):
         if self._consumer is None:
             await self.start()
         self.letters = {}
-        columns = zip(polled.offsets, polled.keys, polled.values, polled.timestamps, strict=True)
-        self._queue = [SimpleNamespace(offset=o, key=k, value=v, timestamp=t) for o, k, v, t in columns]
+        places = range(len(polled))
+        columns = polled.offsets.tolist(), map(polled.keys.get, places), map(polled.values.get, places), polled.timestamps.tolist()
+        self._queue = [SimpleNamespace(offset=o, key=k, value=v, timestamp=t) for o, k, v, t in zip(*columns, strict=True)]
         return await self.next()
 
 

@@ -27,16 +27,11 @@ from driftline.stream.worker import Operator, Worker
 Sent = tuple[str, bytes | None, bytes]  # kind of the topic, key, value
 
 
-def part_of(polled: Polled, places: Sequence[int]) -> Polled:
-    """The records at `places`."""
-    return Polled(*([column[at] for at in places] for column in (polled.offsets, polled.keys, polled.values, polled.timestamps)))
-
-
 class Feed:
     """A `Source` that gives what it was fed, and says when all of it was taken."""
 
     def __init__(self) -> None:
-        self.held = Polled([], [], [], [])
+        self.held = Polled.of([], [], [], [])
         self.taken = asyncio.Event()
         self.news = asyncio.Event()
         self.starts = 0
@@ -45,14 +40,7 @@ class Feed:
 
     def put(self, polled: Polled) -> None:
         """Go on with these records; the last of those before stays, for whoever looks at what it applied last."""
-        last = part_of(self.held, range(max(0, len(self.held) - 1), len(self.held)))
-        pairs = (
-            (last.offsets, polled.offsets),
-            (last.keys, polled.keys),
-            (last.values, polled.values),
-            (last.timestamps, polled.timestamps),
-        )
-        self.held = Polled(*([*old, *new] for old, new in pairs))
+        self.held = Polled.concat([self.held.part(max(0, len(self.held) - 1), len(self.held)), polled])
         self.taken.clear()
         self.news.set()
 
@@ -66,7 +54,7 @@ class Feed:
         return self._end()
 
     def _end(self) -> int:
-        return self.held.offsets[-1] + 1 if len(self.held) else 0
+        return self.held.last + 1 if len(self.held) else 0
 
     def end(self) -> int:
         return self._end()
@@ -81,10 +69,11 @@ class Feed:
         self._at = offset
 
     async def poll(self, records_max: int, timeout_ms: int) -> Polled | None:
-        places = [at for at, offset in enumerate(self.held.offsets) if offset >= self._at][:records_max]
-        if places:
-            self._at = self.held.offsets[places[-1]] + 1
-            return part_of(self.held, places)
+        first = self.held.below(self._at)
+        polled = self.held.part(first, first + records_max)
+        if len(polled):
+            self._at = polled.last + 1
+            return polled
         self.taken.set()
         if self.closed:
             return None

@@ -72,7 +72,7 @@ DEPLOYED = Deployment(1, "champion", "idle", "the first", START_MS, (Arm("champi
 
 def polled_of(records: Sequence[Record], first: int) -> Polled:
     n = len(records)
-    return Polled([*range(first, first + n)], [one.key for one in records], [one.value for one in records], [WRITTEN_MS] * n)
+    return Polled.of([*range(first, first + n)], [one.key for one in records], [one.value for one in records], [WRITTEN_MS] * n)
 
 
 @dataclass

@@ -100,7 +100,7 @@ class Run:
             first = self._read[origin]
             self._read[origin] += len(lot.messages)
             offsets = range(first, self._read[origin])
-            polled = Polled(offsets, [one.key for one in lot.messages], [one.value for one in lot.messages], [0] * len(offsets))
+            polled = Polled.of(offsets, [one.key for one in lot.messages], [one.value for one in lot.messages], [0] * len(offsets))
             arrived, refused = self._parsers[origin[0]].parse(polled, self._script.day_end_ms(day))
             self._intake.add(origin, arrived)
             self.wrong.update((lot.messages[one.offset - first].fault, one.reason) for one in refused)

@@ -41,7 +41,7 @@ def stream(pii: tuple[str, ...] = ()) -> Any:
 
 
 def polled(*values: bytes | None) -> Polled:
-    return Polled(range(10, 10 + len(values)), [None] * len(values), values, [0] * len(values))
+    return Polled.of(range(10, 10 + len(values)), [None] * len(values), values, [0] * len(values))
 
 
 def parse(*values: bytes | None, registry: MemoryRegistry | None = None, pii: tuple[str, ...] = ()):

@@ -272,7 +272,7 @@ async def test_a_report_of_another_shape_is_set_aside_and_the_next_is_answered(s
         source = Source.RETRAIN if isinstance(fact, Release) else Source.SUMMARIES
         made = as_messages("control", fact.message, [fact], source=source, offsets=[offset], indexes=[0], partition=0)
         (value,) = Encoder({"control": site.topics.control}, registry, writer).values(made, 0)
-        entry, decision, found = folding.step(entry, Polled([offset], [None], [value], [30 * DAY]))
+        entry, decision, found = folding.step(entry, Polled.of([offset], [None], [value], [30 * DAY]))
         moves.append(decision.deployment.move)
         reasons += [one.columns["reason"].texts() for one in found]
     assert moves == ["champion", "shadow", "nothing", "nothing"]

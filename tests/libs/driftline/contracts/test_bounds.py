@@ -37,7 +37,7 @@ def refused(message: str, written_ms: int = WRITTEN_MS, **fields: Any) -> list[s
     kinds = {field["name"]: field["type"] for field in declared["fields"]}
     columns = {name: column(kinds[name], [value]) for name, value in {**good, **fields}.items()}
     value = frame(registry.register("s", declared)) + Codec(declared).encode(columns)[0]
-    batch, found = Decoder(TOPICS[topic], registry, PIPELINE).decode(3, Polled([7], [None], [value], [written_ms]))
+    batch, found = Decoder(TOPICS[topic], registry, PIPELINE).decode(3, Polled.of([7], [None], [value], [written_ms]))
     assert len(batch) + len(found) == 1
     return [one.reason for one in found]
 
@@ -96,7 +96,7 @@ def test_a_record_of_somebody_elses_schema_of_the_same_name_is_refused() -> None
     registry = MemoryRegistry()
     theirs = {"type": "record", "name": "Event", "namespace": "driftline", "fields": [{"name": "source", "type": "int"}]}
     value = frame(registry.register("theirs", theirs)) + b"\x02"
-    batch, found = Decoder(TOPICS.events, registry).decode(0, Polled([7], [None], [value], [WRITTEN_MS]))
+    batch, found = Decoder(TOPICS.events, registry).decode(0, Polled.of([7], [None], [value], [WRITTEN_MS]))
     assert (len(batch), [one.reason for one in found]) == (0, ["schema"])
 
 
@@ -107,7 +107,7 @@ def test_made_up_schema_ids_are_not_all_remembered() -> None:
     decoder = Decoder(TOPICS.events, MemoryRegistry())
     values = [frame(number) for number in range(10, 10 + 2 * SCHEMAS_MAX)]
     n = len(values)
-    _, found = decoder.decode(0, Polled([*range(n)], [None] * n, values, [WRITTEN_MS] * n))
+    _, found = decoder.decode(0, Polled.of([*range(n)], [None] * n, values, [WRITTEN_MS] * n))
     assert len(found) == n
     assert len(decoder._codecs) <= SCHEMAS_MAX
     assert np.array([one.reason == "schema" for one in found]).all()

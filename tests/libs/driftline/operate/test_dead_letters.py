@@ -30,7 +30,7 @@ from driftline.stream.dead_letters import DeadLetters, seal
 from driftline.stream.records import Polled
 
 KEY = bytes(range(32))
-POLLED = Polled([4, 5], [b"k", None], [b"{broken", b"tail N1"], [1_000, 2_000])
+POLLED = Polled.of([4, 5], [b"k", None], [b"{broken", b"tail N1"], [1_000, 2_000])
 REFUSED = [Refused(4, "undecodable", "no JSON at byte 1"), Refused(5, "contract", "no field asked_at")]
 
 

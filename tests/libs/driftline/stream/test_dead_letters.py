@@ -12,7 +12,7 @@ from driftline.stream.dead_letters import DeadLetters, unseal
 from driftline.stream.records import Polled
 
 KEY = bytes(range(32))
-POLLED = Polled([4, 7], [b"N14228", None], [b"{broken", None], [1_000, 2_000])
+POLLED = Polled.of([4, 7], [b"N14228", None], [b"{broken", None], [1_000, 2_000])
 REFUSED = [Refused(4, "undecodable", "no JSON"), Refused(7, "undecodable", "the record has no value")]
 
 

@@ -104,7 +104,7 @@ async def test_letters_of_a_day_are_counted_by_offsets(kafka: str) -> None:
     assert await letters_lately(kafka, topics, SystemClock()) == 0
     publisher = Publisher(kafka, topics, registry, Writer.FEATURE, SystemClock())
     letterbox = Letterbox(DeadLetters("toy", "feature", Source.EVENTS, 3), publisher, topics.events, kafka, topics, SystemClock())
-    polled = Polled([4, 5], [None, None], [b"x", b"y"], [0, 0])
+    polled = Polled.of([4, 5], [None, None], [b"x", b"y"], [0, 0])
     await letterbox.put(0, polled, [Refused(4, "undecodable", "x"), Refused(5, "undecodable", "y")])
     assert await letters_lately(kafka, topics, SystemClock()) == 2
     again = Letterbox(DeadLetters("toy", "feature", Source.EVENTS, 3), publisher, topics.events, kafka, topics, SystemClock())

@@ -93,6 +93,6 @@ def test_the_anchor_is_the_last_record_below_the_next_offset():
     """
     Offsets on a log may have gaps.
     """
-    polled = Polled([3, 5, 9], [None] * 3, [b"a", b"b", b"c"], [30, 50, 90])
+    polled = Polled.of([3, 5, 9], [None] * 3, [b"a", b"b", b"c"], [30, 50, 90])
     assert polled.anchor(9)[:2] == (5, 50)
     assert polled.anchor(10)[:2] == (9, 90)
