@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from driftline.contracts.avro import pack_strings
 from driftline.contracts.messages import Arm, Deployment, Source, as_messages
 from driftline.errors import Invalid, Recoverable
+from driftline.metrics import metric
 from driftline.pipeline import load_pipeline
-from driftline.stream.batch import Batch, Table
-from services.inference.app import Deployed
+from driftline.stream.batch import Batch, Effects, Messages, Table, Varlen
+from services.inference.app import Deployed, count
 from services.inference.core import Inference
 
 PIPELINES = Path(__file__).resolve().parents[3] / "pipelines"
@@ -100,3 +102,19 @@ def test_without_a_verdict_nothing_is_answered_yet(inference: Inference) -> None
     bundles.models[ONE] = model(inference)
     deployed.serve({1})
     assert inference.missing(rows(1)) == set()
+
+
+def test_predictions_are_counted_by_arm_and_flag():
+    """
+    One with two flags counts under each; one with none counts as none.
+    """
+    arms = Varlen.of(["champion", "canary"]).take(np.array([0, 1, 1, 0, 0]))
+    flags = Varlen.of([pack_strings([]), pack_strings(["degraded", "no_score"])]).take(np.array([0, 0, 1, 0, 1]))
+    said = Messages("predictions", "prediction", None, {"arm": arms, "flags": flags}, np.arange(5))
+    count("counted", Effects(messages=[said]))
+
+    def told(arm: str, flag: str) -> float:
+        return metric("driftline_predictions_total").labels(pipeline="counted", arm=arm, flag=flag)._value.get()
+
+    assert [told("champion", flag) for flag in ("none", "degraded", "no_score")] == [2, 1, 1]
+    assert [told("canary", flag) for flag in ("none", "degraded", "no_score")] == [1, 1, 1]
