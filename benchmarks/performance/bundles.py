@@ -28,13 +28,13 @@ class Champion:
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self._pipeline = pipeline
-        self._private, self._public = generate_keys(folder / "keys")
-        self._models = folder / "models"
+        self._private, self.public = generate_keys(folder / "keys")
+        self.models = folder / "models"
 
     @property
     def environment(self) -> dict[str, str]:
         """What inference and drift must be told."""
-        return {"DRIFTLINE_MODEL_STORE": str(self._models), "DRIFTLINE_MODEL_PUBLIC_KEY": str(self._public)}
+        return {"DRIFTLINE_MODEL_STORE": str(self.models), "DRIFTLINE_MODEL_PUBLIC_KEY": str(self.public)}
 
     def put(self, graph: bytes, recipe: LightGBM, learned: npt.NDArray[np.float32], time_ms: int) -> str:
         """Sign and keep it; `learned` are the rows that it was trained on, float32 (n, F). Returns the digest."""
@@ -57,7 +57,7 @@ class Champion:
             trigger="first",
             versions={},
         )
-        store = BundleStore(self._models, trusts=load_public_key(self._public))
+        store = BundleStore(self.models, trusts=load_public_key(self.public))
         return store.put(manifest, graph, load_private_key(self._private))
 
     async def deploy(self, bundle: str, kafka: str, registry: Registry) -> None:

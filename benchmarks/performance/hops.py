@@ -134,21 +134,21 @@ class Driftline:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._pipeline = pipeline()
-        self._topics = Topics.of(self._pipeline)
-        self._champion = Champion(self._pipeline, bench.stack.folder)
-        self._environment = {"DRIFTLINE_PIPELINES": str(PIPELINES), "DRIFTLINE_REPLAY": "true", **self._champion.environment}
+        self.pipeline = pipeline()
+        self._topics = Topics.of(self.pipeline)
+        self.champion = Champion(self.pipeline, bench.stack.folder)
+        self._environment = {"DRIFTLINE_PIPELINES": str(PIPELINES), "DRIFTLINE_REPLAY": "true", **self.champion.environment}
 
     async def prepare(self) -> None:
         """Topics, upstream records, a model in force from the first tick on, and a clock that says how far the log goes."""
-        bench, payments, stream = self._bench, self._bench.payments, self._pipeline.streams[0]
+        bench, payments, stream = self._bench, self._bench.payments, self.pipeline.streams[0]
         registry = Registry(bench.stack.environment()["DRIFTLINE_REGISTRY"])
         await ensure_topics(bench.kafka, self._topics, 1)
         schema_id = await asyncio.to_thread(registry.register, f"{stream.topic}-value", dict(stream.schema))
         values = payments.values(dict(stream.schema), schema_id)
         await fill(bench.kafka, stream.topic, payments.keys, values, int(payments.times[-1]))
         learned = payments_of(MODEL_ROWS, 11).rows
-        await self._champion.deploy(self._champion.put(bench.graph, RECIPE, learned, int(payments.times[0])), bench.kafka, registry)
+        await self.champion.deploy(self.champion.put(bench.graph, RECIPE, learned, int(payments.times[0])), bench.kafka, registry)
         clock = ClockRecord(payments.end_ms, 1, (End(stream.topic, 0, payments.n),), True)
         player = Publisher(bench.kafka, self._topics, registry, Writer.PLAYER)
         await player.send(as_messages("clock", "clock", [clock], source=Log.CLOCK, offsets=[0], indexes=[0]))
@@ -168,7 +168,7 @@ class Driftline:
     async def check(self) -> None:
         """Every payment has its row and its score, as the plain program has them. Raises Differs."""
         rows = await self._table("features", "row")
-        _same(self._pipeline.layout.matrix(rows["row"]), _ids(rows["id"]), self._bench.payments.rows, self._bench.payments.ids(), "rows")
+        _same(self.pipeline.layout.matrix(rows["row"]), _ids(rows["id"]), self._bench.payments.rows, self._bench.payments.ids(), "rows")
         scores = await self._table("predictions", "prediction")
         _same(np.asarray(scores["score"])[:, None], _ids(scores["id"]), expected_scores(self._bench), self._bench.payments.ids(), "scores")
 
