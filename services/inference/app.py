@@ -23,6 +23,7 @@ from driftline.logs import log
 from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, Model, load_public_key
 from driftline.models.probe import Probe
+from driftline.models.runtime import refuse_missing
 from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Batch, Effects, Ints
 from driftline.stream.dead_letters import DeadLetters
@@ -41,6 +42,11 @@ class Settings(WorkerSettings, frozen=True, kw_only=True):
 
     model_public_key: str
     model_store: str = "/var/lib/driftline/models"
+    device: str = "cpu"  # or "cuda", where onnxruntime-gpu and a device are there
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_missing(self.device)
 
 
 def build(settings: Settings, clock: Clock) -> Process:
@@ -49,7 +55,9 @@ def build(settings: Settings, clock: Clock) -> Process:
     topics = Topics.of(pipeline)
     registry = Registry(settings.registry)
     probe = Probe()
-    bundles = BundleStore(Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)), probe=probe)
+    bundles = BundleStore(
+        Path(settings.model_store), trusts=load_public_key(Path(settings.model_public_key)), probe=probe, device=settings.device
+    )
     inference = Inference(pipeline)
     deployed = Deployed(pipeline.name, inference, bundles)
     letters = DeadLetters(pipeline.name, "inference", Source.DEPLOYMENTS, settings.dead_letters_max)

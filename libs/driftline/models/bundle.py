@@ -29,15 +29,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from driftline.errors import Invalid
+from driftline.logs import log
 from driftline.models.onnx import GRAPH_BYTES_MAX, Scores, check_graph, cost
-from driftline.models.probe import Probe, Trial, trial_rows
+from driftline.models.probe import CHUNKS, Probe, Trial, trial_rows
 from driftline.models.reference import Reference, refuse_misfit
-from driftline.models.runtime import Loaded
+from driftline.models.runtime import Loaded, invariant
 
 SIGNED_AS = b"driftline bundle 1\n"  # a signature over a bundle is good for nothing else
 MANIFEST_BYTES_MAX = 4 << 20
 MODELS_MAX = 16  # loaded at once in one process: a champion, a canary, shadows, and what rows of older deployments name
 MODEL_NAME_CHARACTERS_MAX = 100
+SCORES_APART_MAX = 1e-5  # of a probability on two devices: what the gate allows between a trained model and its graph
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -92,16 +94,19 @@ class Bundle:
 
 
 class Model:
-    """A bundle with its graph loaded and warm. Scoring never learns."""
+    """
+    A bundle with its graph loaded and warm. Scoring never learns. On another device than the processor only where that says the same,
+    whatever the batch: `device` is where it is.
+    """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
         self.digest = bundle.digest
         self.manifest = bundle.manifest
         self.threshold = np.float32(bundle.manifest.threshold)
         medians = (bundle.manifest.medians[name] for name in bundle.manifest.names)
         self.medians = np.array([np.nan if value is None else value for value in medians], np.float32)
         self.cost = cost(bundle.onnx)
-        self._loaded = Loaded(bundle.onnx, len(bundle.manifest.names))
+        self._loaded, self.device = _loaded(bundle, device)
         self.score(np.zeros((2, len(self.manifest.names)), np.float32))
 
     def score(self, matrix: npt.NDArray[np.float32]) -> Scores:
@@ -116,8 +121,9 @@ class BundleStore:
     What is put and what is loaded has been tried by `probe` first; who only reads bundles never starts it.
     """
 
-    def __init__(self, folder: Path, trusts: Ed25519PublicKey | None, probe: Probe | None = None) -> None:
+    def __init__(self, folder: Path, trusts: Ed25519PublicKey | None, probe: Probe | None = None, device: str = "cpu") -> None:
         self._folder = folder
+        self._device = device
         self._trusts = trusts
         self._probe = Probe() if probe is None else probe
         self._models: OrderedDict[str, Model] = OrderedDict()
@@ -186,7 +192,7 @@ class BundleStore:
         if digest not in self._models:
             bundle = self.get(digest)
             self._probe.try_out(_trial(digest, bundle.manifest, bundle.onnx))
-            self._models[digest] = Model(bundle)
+            self._models[digest] = Model(bundle, self._device)
             if len(self._models) > MODELS_MAX:
                 self._models.popitem(last=False)
         self._models.move_to_end(digest)
@@ -225,6 +231,24 @@ def _check(manifest: Manifest, onnx: bytes) -> None:
     if not 0 <= manifest.base_rate <= 1 or manifest.dispersion < 0:
         raise Invalid(f"{name}: the base rate {manifest.base_rate} or the dispersion {manifest.dispersion} is impossible")
     refuse_misfit(manifest.reference, manifest.names)
+
+
+def _loaded(bundle: Bundle, device: str) -> tuple[Loaded, str]:
+    """
+    The graph on `device`, or on the processor where the device's scores change with the batch or are not those of the processor, on
+    which the gate judged it.
+    """
+    features = len(bundle.manifest.names)
+    here = Loaded(bundle.onnx, features)
+    if device == "cpu":
+        return here, device
+    trial = _trial(bundle.digest, bundle.manifest, bundle.onnx)
+    there = Loaded(bundle.onnx, features, device)
+    same = np.isclose(there.score(trial.rows), here.score(trial.rows), rtol=0, atol=SCORES_APART_MAX, equal_nan=True)
+    if same.all() and invariant(there, trial.rows, CHUNKS):
+        return there, device
+    log.warning("scored on the processor: the device does not say the same", model=bundle.manifest.model, device=device)
+    return here, "cpu"
 
 
 def _trial(digest: str, manifest: Manifest, onnx: bytes) -> Trial:

@@ -7,6 +7,8 @@ Nothing is checked here: `models.onnx.Session` does that first, and in the probe
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -16,14 +18,29 @@ from driftline.errors import Invalid
 Scores = npt.NDArray[np.float32]
 
 INPUT = "rows"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # by device
 ROWS_MIN = 2
 ROWS_MAX = 4096  # scored at once: what a graph needs for so many is what the probe saw it need
 
 
-class Loaded:
-    """A graph that somebody has checked, loaded. Raises Invalid when the runtime refuses it."""
+def refuse_missing(device: str) -> None:
+    """Raises Invalid, naming the setting, when this installation of the runtime cannot compute on `device`."""
+    if device not in PROVIDERS:
+        raise Invalid(f"DRIFTLINE_DEVICE is {device}; it must be one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        raise Invalid(
+            f"DRIFTLINE_DEVICE is {device}, but the installed onnxruntime does not have it: install onnxruntime-gpu in its place (the "
+            "extra gpu), or leave the setting out"
+        )
 
-    def __init__(self, graph: bytes, features: int) -> None:
+
+class Loaded:
+    """
+    A graph that somebody has checked, loaded. Raises Invalid when the runtime refuses it. What the device has no kernel for (trees are
+    among that) runs on the processor beside it.
+    """
+
+    def __init__(self, graph: bytes, features: int, device: str = "cpu") -> None:
         self.features = features
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -31,7 +48,7 @@ class Loaded:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # what is wrong is raised; nothing is printed beside it
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(graph, options, providers=_providers(device))
         except Exception as error:  # the runtime raises a dozen types that share no base but this
             raise Invalid(f"the runtime refuses the graph: {type(error).__name__}") from error
         self._output = self._session.get_outputs()[0].name
@@ -57,6 +74,12 @@ class Loaded:
             raise Invalid(f"the graph gave {out.size} numbers for {len(padded)} rows")
         scores = np.asarray(out, np.float32).reshape(-1)[:n]
         return np.where(np.isfinite(scores), scores, np.float32(np.nan))
+
+
+def _providers(device: str) -> list[Any]:
+    """A device in the runtime's words, without what would trade the last bits of a number for speed, and the processor behind it."""
+    exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    return [*([(PROVIDERS[device], exact)] if device != "cpu" else []), PROVIDERS["cpu"]]
 
 
 def invariant(loaded: Loaded, matrix: npt.NDArray[np.float32], chunks: tuple[int, ...]) -> bool:
