@@ -56,8 +56,14 @@ class Asked:
     readable: Bools
 
     def take(self, index: Ints) -> Asked:
-        """The rows at `index`."""
+        """The rows at `index`, each at most once, ascending; all of them are not copied."""
+        if len(index) == len(self.rows):
+            return self
         return Asked(self.rows.take(index), self.matrix[index], self.readable[index])
+
+    def features(self, index: Ints) -> Matrix:
+        """Those of the rows at `index`, as `take` has them."""
+        return self.matrix if len(index) == len(self.matrix) else self.matrix[index]
 
 
 @dataclass(slots=True)
@@ -157,6 +163,8 @@ class Inference:
         """A row of another layout, or of another length, can be read by nobody."""
         version, row = self._layout.version.encode(), rows["row"]
         readable: Bools = _equal(rows["layout"], version) & (row.ends - row.starts == self._layout.row_bytes)
+        if readable.all():
+            return Asked(rows, np.ascontiguousarray(self._layout.matrix(row)), readable)  # once, for all the models
         matrix = np.full((len(rows), len(self._layout.names)), np.nan, np.float32)
         matrix[readable] = self._layout.matrix(row.take(readable))
         return Asked(rows, matrix, readable)
@@ -193,7 +201,7 @@ class Inference:
         at = at[asked.readable[at]]
         if model is None or not len(at):
             return
-        scores = model.score(asked.matrix[at])
+        scores = model.score(asked.features(at))
         served.scores[at] = scores
         served.alerts[at] = scores >= model.threshold
         alerted = at[served.alerts[at]]
@@ -206,7 +214,8 @@ class Inference:
             told.names = [shadow]
             model = self._models.get(shadow.digest)
             if model is not None:
-                told.scores[asked.readable] = model.score(asked.matrix[asked.readable])
+                readable = np.flatnonzero(asked.readable)
+                told.scores[readable] = model.score(asked.features(readable))
                 told.alerts = told.scores >= model.threshold
             told.flags = np.where(np.isnan(told.scores), int(Flag.NO_SCORE), int(Flag.NONE)) | self._stale(asked)
             yield _answers(asked.rows, told, index=1 + number)
