@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from driftline.compiled import numba
+from driftline.compiled import numba, uncounted
 from driftline.contracts.avro import BOOLEAN, BYTES, DOUBLE, FLOAT, INT, INT_MAX, LONG, NEVER, STRING, STRINGS
 from driftline.stream.batch import Ints
 
@@ -35,10 +35,7 @@ def _compiled(*signature: Any, returns: Any = numba.void) -> Callable[[Kernel], 
     return cast("Callable[[Kernel], Kernel]", numba.njit(returns(*signature), cache=True, nogil=True))
 
 
-_inlined = cast("Callable[[Kernel], Kernel]", numba.njit)
-
-
-@_inlined
+@uncounted()
 def _read_long(data: Octets, at: int, end: int) -> tuple[Number, Number]:
     """The zigzag number at `at`, and where it ends: -1 when it does not, or is of more than 64 bits."""
     bits, shift = np.uint64(0), np.uint64(0)
@@ -53,7 +50,7 @@ def _read_long(data: Octets, at: int, end: int) -> tuple[Number, Number]:
     return np.int64(0), np.int64(-1)
 
 
-@_inlined
+@uncounted()
 def _is_text(data: Octets, start: int, end: int) -> bool:
     """Whether the bytes are UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF."""
     seen = np.uint8(0)
@@ -81,7 +78,7 @@ def _is_text(data: Octets, start: int, end: int) -> bool:
     return True
 
 
-@_inlined
+@uncounted()
 def _skip_sized(data: Octets, at: int, end: int, text: bool) -> tuple[Number, Number]:
     """Start and end of the string or bytes at `at`; the end is -1 when they do not lie before `end` or are no text."""
     length, start = _read_long(data, at, end)
@@ -90,7 +87,7 @@ def _skip_sized(data: Octets, at: int, end: int, text: bool) -> tuple[Number, Nu
     return start, start + length
 
 
-@_inlined
+@uncounted()
 def _skip_strings(data: Octets, at: Number, end: int) -> Number:
     """Where the array of strings at `at` ends, -1 when it does not. Every turn reads a byte, so every loop ends."""
     while True:
@@ -114,7 +111,7 @@ def _skip_strings(data: Octets, at: Number, end: int) -> Number:
             return np.int64(-1)
 
 
-@_inlined
+@uncounted()
 def _read_fixed(data: Octets, at: int, width: int) -> Number:
     """`width` little-endian bytes as a number."""
     bits = np.uint64(0)
@@ -123,7 +120,7 @@ def _read_fixed(data: Octets, at: int, width: int) -> Number:
     return np.int64(bits)
 
 
-@_inlined
+@uncounted()
 def _read_value(data: Octets, at: Number, end: int, code: int) -> tuple[Number, Number, Number]:
     """The cell of the value of type `code` at `at`, the cell of its end, and where it ends: -1 when it does not decode."""
     if code in (INT, LONG):
@@ -183,7 +180,7 @@ def decode(data: Octets, starts: Ints, ends: Ints, codes: Ints, nulls: Ints, cel
                 stops[field, record] = 0
 
 
-@_inlined
+@uncounted()
 def _long_size(value: int) -> int:
     bits = np.uint64((value << 1) ^ (value >> 63))
     size = 1
@@ -193,7 +190,7 @@ def _long_size(value: int) -> int:
     return size
 
 
-@_inlined
+@uncounted()
 def _write_long(out: Octets, at: int, value: int) -> int:
     bits = np.uint64((value << 1) ^ (value >> 63))
     while bits > np.uint64(0x7F):

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from driftline.compiled import njit, types
+from driftline.compiled import prefetch, types, uncounted
 from driftline.stream.batch import Ints
 
 ROW_FORMAT = 1  # of the words below, as the store has them: raise it with every change of their layout
@@ -57,6 +57,9 @@ MEMORY_HEADER_WORDS, MEMORY_WORDS = 2, 2
 
 APPLIED, DUPLICATE, LATE, REFUSED = range(4)  # what became of a record
 
+EVENTS_AHEAD = 8  # entities of events so far ahead are fetched from memory
+FETCHED_WORDS, LINE_WORDS = 48, 8
+
 DAY_MS = 86_400_000
 
 Words = npt.NDArray[np.int64]
@@ -75,13 +78,13 @@ def empty_aggregate(kind: int, kept: int, cell: int) -> Ints:
     return np.zeros(1 + SEEN_WORDS * kept, np.int64)
 
 
-@njit(nogil=True)
+@uncounted()
 def _clear(numbers: Numbers, at: int, kind: int, cell: int) -> None:
     for word in range(cell):
         numbers[at + word] = np.nan if kind in (MIN, MAX) else 0.0
 
 
-@njit(nogil=True)
+@uncounted()
 def _add(numbers: Numbers, at: int, kind: int, x: float) -> None:
     """One more value in a tile."""
     if kind == COUNT:
@@ -100,7 +103,7 @@ def _add(numbers: Numbers, at: int, kind: int, x: float) -> None:
         numbers[at + 2] += difference * (x - numbers[at + 1])
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int, visible: int, x: float) -> None:
     kind, hop, kept, cell = aggregates[one, KIND], aggregates[one, HOP], aggregates[one, KEPT], aggregates[one, CELL]
     newest, copy = words[at], at + 1
@@ -122,7 +125,7 @@ def _fold_window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one:
     _add(numbers, place, kind, x)
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_last(words: Words, numbers: Numbers, at: int, visible: int, x: float) -> None:
     if visible > words[at]:
         words[at + 2], words[at + 3] = words[at], words[at + 1]
@@ -135,14 +138,14 @@ def _fold_last(words: Words, numbers: Numbers, at: int, visible: int, x: float) 
         numbers[at + 3] = x
 
 
-@njit(nogil=True)
+@uncounted()
 def _decay(numbers: Numbers, at: int, ms: int, half_life_ms: int) -> None:
     factor = 2.0 ** (-ms / half_life_ms)
     numbers[at + 1] *= factor
     numbers[at + 2] *= factor
 
 
-@njit(nogil=True)
+@uncounted()
 def _weigh(words: Words, numbers: Numbers, at: int, visible: int, x: float, half_life_ms: int) -> None:
     """One more value in a pair of weighted sums, which are as of the newest time among their values."""
     weight = 1.0
@@ -157,16 +160,17 @@ def _weigh(words: Words, numbers: Numbers, at: int, visible: int, x: float, half
     numbers[at + 2] += weight
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_ewma(words: Words, numbers: Numbers, at: int, visible: int, x: float, half_life_ms: int) -> None:
     if visible > words[at]:
-        words[at + 3 : at + 6] = words[at : at + 3]
+        for word in range(3):
+            words[at + 3 + word] = words[at + word]
     elif visible < words[at]:
         _weigh(words, numbers, at + 3, visible, x, half_life_ms)
     _weigh(words, numbers, at, visible, x, half_life_ms)
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_distinct(words: Words, at: int, most: int, visible: int, code: int) -> None:
     count = words[at]
     oldest = NONE
@@ -190,7 +194,7 @@ def _fold_distinct(words: Words, at: int, most: int, visible: int, code: int) ->
     words[oldest + 2] = NEVER
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_aggregate(words: Words, numbers: Numbers, entity: int, aggregates: Ints, one: int, visible: int, x: float, code: int) -> None:
     """`x` is NaN, and `code` 0, where the record has nothing to say."""
     kind, at = aggregates[one, KIND], entity + aggregates[one, AT]
@@ -208,7 +212,7 @@ def _fold_aggregate(words: Words, numbers: Numbers, entity: int, aggregates: Int
         _fold_window(words, numbers, at, aggregates, one, visible, x)
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold_header(words: Words, entity: int, visible: int) -> None:
     first = words[entity + FIRST]
     words[entity + FIRST] = visible if first == NEVER else min(first, visible)
@@ -220,7 +224,7 @@ def _fold_header(words: Words, entity: int, visible: int) -> None:
         words[entity + PREVIOUS] = max(words[entity + PREVIOUS], visible)
 
 
-@njit(nogil=True)
+@uncounted()
 def _fold(
     words: Words,
     numbers: Numbers,
@@ -245,13 +249,13 @@ def _fold(
             _fold_aggregate(words, numbers, entity, aggregates, one, visible, values[event, column], 0)
 
 
-@njit(nogil=True)
+@uncounted()
 def _newest_before(words: Words, newest: int, previous: int, asked: int) -> int:
     """The newest of two times that is before `asked`; NEVER where neither is."""
     return words[newest] if words[newest] < asked else words[previous] if words[previous] < asked else NEVER
 
 
-@njit(nogil=True)
+@uncounted()
 def _window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int, asked: int) -> float:
     kind, hop, kept, cell = aggregates[one, KIND], aggregates[one, HOP], aggregates[one, KEPT], aggregates[one, CELL]
     newest = words[at]
@@ -293,7 +297,7 @@ def _window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int,
     return extreme
 
 
-@njit(nogil=True)
+@uncounted()
 def _exact(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int, asked: int) -> float:
     """`last` and `seconds_since`."""
     place = at if words[at] < asked else at + 2
@@ -305,7 +309,7 @@ def _exact(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int, 
     return float((asked - seen) / 1000.0)
 
 
-@njit(nogil=True)
+@uncounted()
 def _seen(words: Words, at: int, aggregates: Ints, one: int, asked: int) -> float:
     """`distinct`: how many values were seen in the window, its old end rounded down to a tile."""
     start = (asked - aggregates[one, WINDOW]) // aggregates[one, HOP] * aggregates[one, HOP]
@@ -316,7 +320,7 @@ def _seen(words: Words, at: int, aggregates: Ints, one: int, asked: int) -> floa
     return n
 
 
-@njit(nogil=True)
+@uncounted()
 def _aggregate(words: Words, numbers: Numbers, entity: int, aggregates: Ints, one: int, asked: int) -> float:
     """What an aggregate of the entity says as of `asked`; NaN where it is missing."""
     at, kind = entity + aggregates[one, AT], aggregates[one, KIND]
@@ -333,13 +337,13 @@ def _aggregate(words: Words, numbers: Numbers, entity: int, aggregates: Ints, on
     return _window(words, numbers, at, aggregates, one, asked)
 
 
-@njit(nogil=True)
+@uncounted()
 def _age_s(words: Words, entity: int, asked: int) -> float:
     seen = _newest_before(words, entity + NEWEST, entity + PREVIOUS, asked)
     return np.nan if seen == NEVER else (asked - seen) / 1000.0
 
 
-@njit(nogil=True)
+@uncounted()
 def _is_copy(words: Words, at: int, horizon_ms: int, most: int, visible: int, code: int) -> bool:
     """Whether the id was seen; if not, it is remembered, and what has left the horizon or is one too many is forgotten."""
     newest = max(words[at + MEMORY_NEWEST], visible)
@@ -362,7 +366,7 @@ def _is_copy(words: Words, at: int, horizon_ms: int, most: int, visible: int, co
     return False
 
 
-@njit(nogil=True)
+@uncounted()
 def _forget(words: Words, at: int, since: int, too_many: int) -> None:
     """Close up the memory: without what is older than `since`, and without the `too_many` that came first of the rest."""
     ids = at + MEMORY_HEADER_WORDS
@@ -379,7 +383,7 @@ def _forget(words: Words, at: int, since: int, too_many: int) -> None:
     words[at + MEMORY_COUNT] = kept
 
 
-@njit(nogil=True)
+@uncounted()
 def _answer(
     words: Words,
     numbers: Numbers,
@@ -415,7 +419,17 @@ _SIGNATURE = types.int64(
 )
 
 
-@njit(_SIGNATURE, cache=True, nogil=True)
+@uncounted()
+def _fetch_ahead(words: Words, base: Ints, slots: Ints, event: int) -> None:
+    """Have the first words of an event's entities brought from memory, while the events before it are at work."""
+    for column in range(slots.shape[1]):
+        slot = slots[event, column]
+        if slot >= 0:
+            for word in range(base[slot], base[slot] + FETCHED_WORDS, LINE_WORDS):
+                prefetch(words, word)
+
+
+@uncounted(_SIGNATURE, cache=True)
 def step(  # one call a batch: what it walks over is laid out by `plan`, what it walks on by `entities`
     words: Words,
     numbers: Numbers,
@@ -448,6 +462,8 @@ def step(  # one call a batch: what it walks over is laid out by `plan`, what it
     """
     n_touched = 0
     for i in range(len(stream)):
+        if i + EVENTS_AHEAD < len(stream):
+            _fetch_ahead(words, base, slots, i + EVENTS_AHEAD)
         if stream[i] < 0:
             became[i] = REFUSED
             continue
