@@ -15,12 +15,11 @@ import numpy as np
 from driftline.contracts.messages import Source
 from driftline.errors import Invalid
 from driftline.features import tiles
-from driftline.features.entities import ABSENT, Entities
-from driftline.features.plan import Plan
+from driftline.features.events import Decoder, Events
+from driftline.features.texts import arrays
+from driftline.features.views import Folded, Views
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen
-
-from .events import Decoder, Events
 
 META = b"meta"
 META_FORMAT = struct.Struct("<qq")  # deployment in force, time of the last tick
@@ -46,16 +45,12 @@ class Feature:
         self._pipeline = pipeline
         self._partition = partition
         self._entities_max = entities_max
-        self._plan = Plan.of(pipeline)
-        self._decoder = Decoder(pipeline, self._plan)
-        views = [view.name.encode() + b":" for view in pipeline.views]
-        ids = [b"ids:" + stream.name.encode() + b":" for stream in pipeline.streams]
-        self._entities = Entities([*views, *ids], self._plan.empty, memories=len(views))
-        self._folds = _folds(self._plan, len(views))
+        self._views = Views(pipeline)
+        self._entities = self._views.entities
+        self._decoder = Decoder(pipeline, self._views.plan)
         self._meta: tuple[int, int] | None = None
         self._polled: Events | None = None  # as they were decoded: batches are cut from them
         self._current: tuple[Batch, Events] | None = None
-        self._found: tuple[Events, int, Ints] | None = None
         self._begun: Batch | None = None
         self._wanted: dict[bytes, tuple[int, bytes]] = {}
 
@@ -76,14 +71,8 @@ class Feature:
             self._begun = batch
             if self._entities.count > self._entities_max:
                 self._entities.clear()
-        events = self._events(batch)
-        slots = self._slots(events)
-        self._wanted = {}
-        for lookup in events.lookups:
-            absent = slots[lookup.places, lookup.column] == ABSENT
-            if absent.any():
-                for key in self._entities.distinct_keys(lookup.keys.take(absent)):
-                    self._wanted[self._entities.store_key(lookup.kind, key)] = lookup.kind, key
+        absent = self._views.absent(self._events(batch))
+        self._wanted = {self._entities.store_key(kind, key): (kind, key) for kind, key in absent}
         return [*([META] if self._meta is None else []), *self._wanted]
 
     def load(self, rows: Mapping[bytes, bytes | None]) -> None:
@@ -94,20 +83,17 @@ class Feature:
         self._entities.add([self._wanted.pop(name) for name in known], [rows[name] for name in known])
 
     def touches(self, batch: Batch) -> int:
-        events = self._events(batch)
-        slots = self._slots(events)
-        folded = slots[self._folds[events.stream] & (slots != tiles.NONE)]
-        known = folded[folded != ABSENT]
-        return len(self._entities.distinct(known, len(known))) + len(folded) - len(known) + 1
+        return self._views.touches(self._events(batch)) + 1
 
     def step(self, batch: Batch) -> Effects:
         if self._meta is None:
             raise Invalid("the feature service's state was not loaded")
         events, ticks = self._events(batch), batch["tick"]
-        rows, became, touched = self._fold(events)
+        folded = self._views.fold(events)
+        became = folded.became
         deployments = _deployments(self._meta[0], ticks, events.table.offsets)
-        messages = [self._row_messages(events, rows, became, deployments), self._outcome_messages(events, became)]
-        state = self._entities.rows(touched)
+        messages = [self._row_messages(events, folded, deployments), self._outcome_messages(events, became)]
+        state = self._entities.rows(folded.touched)
         if ticks is not None:
             messages += [_tick_messages(ticks, "features"), _tick_messages(ticks, "journal")]
             self._meta = int(ticks["deployment"][-1]), int(ticks["time"][-1])
@@ -115,7 +101,7 @@ class Feature:
         refused = [events.refused[int(offset)] for offset in events.table.offsets[became == tiles.REFUSED]]
         return Effects(state, [one for one in messages if len(one)], refused, _counts(events, became, ticks))
 
-    # What a batch says, and where its entities are.
+    # What a batch says.
 
     def _events(self, batch: Batch) -> Events:
         """The events of a batch: decoded once a poll, however the loop cuts it."""
@@ -129,65 +115,19 @@ class Feature:
             events = self._polled = self._decoder.decode(table)
         return events
 
-    def _slots(self, events: Events) -> Ints:
-        """The slots of the entities of each event, by view, and last that of its memory of ids."""
-        if self._found is None or self._found[0] is not events or self._found[1] != self._entities.generation:
-            slots = np.full((len(events), len(self._pipeline.views) + 1), tiles.NONE, np.int64)
-            for lookup in events.lookups:
-                slots[lookup.places, lookup.column] = self._entities.find(lookup.kind, lookup.keys)
-            self._found = events, self._entities.generation, slots
-        return self._found[2]
-
-    def _fold(self, events: Events) -> tuple[np.ndarray, Ints, Ints]:
-        """One call of the kernel: the rows of all questions, what became of each event, and the slots to be written."""
-        plan, entities, questions = self._plan, self._entities, events.questions
-        slots = self._slots(events)
-        if (slots == ABSENT).any():
-            raise Invalid("a batch was to be folded before the entities that it needs were loaded")
-        n = len(events)
-        row_of = np.full(n, tiles.NONE, np.int64)
-        row_of[questions.places] = np.arange(len(questions.places))
-        rows = questions.rows.copy()
-        became, touched = np.zeros(n, np.int64), np.empty(n * slots.shape[1], np.int64)
-        visible = np.ascontiguousarray(events.table["visible"], np.int64)
-        values = np.ascontiguousarray(events.values)
-        n_touched = tiles.step(
-            entities.words,
-            entities.numbers,
-            entities.base,
-            plan.aggregates,
-            plan.runs,
-            plan.first_runs,
-            plan.features,
-            plan.terms,
-            plan.streams,
-            plan.ages,
-            events.stream,
-            visible,
-            events.codes,
-            slots,
-            values,
-            values.view(np.int64),
-            row_of,
-            rows,
-            became,
-            touched,
-        )
-        return rows, became, entities.distinct(touched, n_touched)
-
     # What comes out.
 
-    def _row_messages(self, events: Events, rows: np.ndarray, became: Ints, deployments: Ints) -> Messages:
+    def _row_messages(self, events: Events, folded: Folded, deployments: Ints) -> Messages:
         questions = events.questions
-        asked = became[questions.places] != tiles.DUPLICATE
+        asked = folded.became[questions.places] != tiles.DUPLICATE
         places = questions.places[asked]
         columns = _about(events.table, places)
         columns |= {
             "id": events.table["id"].take(places),
             "deployment": deployments[places],
             "layout": Varlen.repeat(self._pipeline.layout.version, len(places)),
-            "slices": questions.slices.take(asked),
-            "row": self._pipeline.layout.pack_whole(rows[asked]),
+            "slices": arrays([one.take(asked) for one in questions.slices], len(places)),
+            "row": self._pipeline.layout.pack_whole(folded.rows[asked]),
         }
         return Messages("features", "row", events.table["key"].take(places), columns, events.table.offsets[places])
 
@@ -203,14 +143,6 @@ class Feature:
             "origin": Varlen.repeat(label.of.topic if label else "", len(places)),
         }
         return Messages("journal", "outcome", events.table["key"].take(places), columns, events.table.offsets[places])
-
-
-def _folds(plan: Plan, views: int) -> np.ndarray:
-    """Which columns of the slots each stream writes, (S + 1, V + 1): its views and the memory of ids; none for what is undecodable."""
-    folds = np.zeros((len(plan.streams) + 1, views + 1), np.bool_)
-    folds[:-1, views] = True
-    folds[plan.runs[:, 0], plan.runs[:, 1]] = True
-    return folds
 
 
 def _deployments(in_force: int, ticks: Table | None, offsets: Ints) -> Ints:

@@ -22,6 +22,7 @@ from driftline.contracts.messages import Source as ClockSource
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
+from driftline.features.upstream import names_of
 from driftline.logs import log
 from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
@@ -143,8 +144,7 @@ class IntakePart:
         self._group = f"{pipeline.name}-intake"
         self._wake = asyncio.Event()
         self._stopping = False
-        names = {*pipeline.slices, *(field for view in pipeline.views for field in view.by)}
-        self._parsers = [Parser(stream, registry, settings.pii_key.encode(), names) for stream in pipeline.streams]
+        self._parsers = [Parser(stream, registry, settings.pii_key.encode(), names_of(pipeline)) for stream in pipeline.streams]
         self._upstreams: dict[Origin, Upstream] = {}
         self._horizons: LogReader | None = None
         self._clock_records: deque[Horizon] = deque()

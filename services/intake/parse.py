@@ -1,14 +1,12 @@
 """
-Upstream records to columns: contract checked, personal fields tokenised, id, key and times found. Bad ones come back with the reason.
+Upstream records to columns, in JSON or in Avro, checked by the contract of their stream. Bad ones come back with the reason.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -18,18 +16,14 @@ import msgspec
 import numpy as np
 
 from driftline.contracts.avro import Codec, explain
-from driftline.contracts.bounds import NAME_BYTES_MAX, TIME_MS_MAX, TIME_MS_MIN
-from driftline.errors import Fatal, Invalid
+from driftline.errors import Invalid
+from driftline.features.upstream import Contract
 from driftline.pipeline import Stream
 from driftline.stream.batch import Column, Ints, Refused, Varlen, take
 from driftline.stream.records import FRAME_BYTES, SCHEMAS_MAX, Polled, SchemaRegistry, schema_ids
 
 VALUE_BYTES_MAX = 512 << 10
-FUTURE_MS_MAX = 5 * 60_000
-PAST_MS_MAX = 3_653 * 86_400_000  # ten years: seconds that were sent for milliseconds are of January 1970
-EXACT_MAX = 2**53  # of a whole number that may be null: its column is one of doubles
 INT_MAX, LONG_MAX = 2**31 - 1, 2**63 - 1
-TOKEN_BYTES = 16
 
 Reader = Callable[[Varlen], tuple[dict[str, Column], np.ndarray]]  # of n bodies: their columns, and the mask (n,) of the bad ones
 
@@ -87,14 +81,11 @@ class Parser:
     """
 
     def __init__(self, stream: Stream, registry: SchemaRegistry, pii_key: bytes, names: Collection[str] = ()) -> None:
-        if stream.pii and not pii_key:
-            raise Fatal(f"DRIFTLINE_PII_KEY is not set, and {stream.topic} has personal fields: {', '.join(stream.pii)}")
         self._stream = stream
         self._registry = registry
-        self._pii_key = pii_key
+        self._contract = Contract(stream, pii_key, names)
         self._body = Codec(stream.schema)
         self._fields = {field["name"]: _kind(field["type"]) for field in stream.schema["fields"]}
-        self._names = sorted({stream.id, stream.key, *names} & self._fields.keys())
         self._json = msgspec.json.Decoder(_struct(stream))
         self._writers: dict[int, Reader | str] = {}
 
@@ -211,47 +202,10 @@ class Parser:
         found = [(record[name], whole.get(kind.rstrip("?"), 0)) for name, kind in self._fields.items()]
         return all(-most - 1 <= value <= most for value, most in found if most and isinstance(value, int))
 
-    def _checked(self, offsets: Ints, columns: dict[str, Column], clock_ms: int) -> tuple[Arrived, list[Refused]]:
-        stream = self._stream
-        for name in stream.pii:
-            columns[name] = self._tokens(columns[name])
-        ids, keys = _texts(columns[stream.id]), _texts(columns[stream.key])
-        times, visible = np.asarray(columns[stream.time], np.int64), np.asarray(columns[stream.visible], np.int64)
-        checks = [
-            (ids.ends <= ids.starts, "missing_id", f'"{stream.id}" is empty'),
-            (keys.ends <= keys.starts, "contract", f'"{stream.key}", the key, is empty'),
-            (_absurd(times) | _absurd(visible), "bad_time", f'"{stream.time}" or "{stream.visible}" is not between 1970 and 2100'),
-            (visible < clock_ms - PAST_MS_MAX, "bad_time", f'"{stream.visible}" is more than ten years behind the pipeline\'s clock'),
-            (visible > clock_ms + FUTURE_MS_MAX, "future", f'"{stream.visible}" is more than five minutes ahead of the pipeline\'s clock'),
-            *self._unfit(columns),
-        ]
-        good = np.ones(len(offsets), np.bool_)
-        refused = []
-        for bad, reason, detail in checks:
-            refused += [Refused(int(offset), reason, detail) for offset in offsets[bad & good]]
-            good &= ~bad
-        kept = np.flatnonzero(good)
-        bodies = self._body.encode({name: take(columns[name], kept) for name in self._fields})
-        return Arrived(offsets[kept], times[kept], visible[kept], ids.take(kept), keys.take(kept), bodies), refused
-
-    def _unfit(self, columns: Mapping[str, Column]) -> Iterator[tuple[Any, str, str]]:
-        """Values of the right type that would do harm further on: no numbers, numbers that cannot be kept, names without end."""
-        for name, kind in self._fields.items():
-            values, plain = columns[name], kind.rstrip("?")
-            if not isinstance(values, np.ndarray):
-                continue
-            if plain in ("float", "double"):
-                yield (np.isinf(values) if kind.endswith("?") else ~np.isfinite(values)), "contract", f'"{name}" is no finite number'
-            elif kind.endswith("?"):
-                yield np.abs(values) > EXACT_MAX, "contract", f'"{name}" is beyond 2**53, so it cannot be kept exactly where it may be null'
-        for name in self._names:
-            text = _texts(columns[name])
-            yield text.ends - text.starts > NAME_BYTES_MAX, "too_large", f'"{name}" is of more than {NAME_BYTES_MAX} bytes'
-
-    def _tokens(self, column: Column) -> Varlen:
-        """A keyed hash instead of each value: the same token for the same value, and no way back without the key."""
-        values = column.tolist() if isinstance(column, Varlen) else [str(value).encode() for value in column]
-        return Varlen.of(hmac.new(self._pii_key, value, hashlib.sha256).hexdigest()[: 2 * TOKEN_BYTES] for value in values)
+    def _checked(self, offsets: Ints, columns: Mapping[str, Column], clock_ms: int) -> tuple[Arrived, list[Refused]]:
+        taken, refused = self._contract.check(offsets, columns, clock_ms)
+        bodies = self._body.encode(taken.columns)
+        return Arrived(offsets[taken.places], taken.times, taken.visible, taken.ids, taken.keys, bodies), refused
 
 
 def _of_size(polled: Polled) -> tuple[Polled, list[Refused]]:
@@ -308,15 +262,6 @@ def _takes_bytes(schema: Any) -> bool:
         "enum",
         "fixed",
     )
-
-
-def _absurd(times: Ints) -> Any:
-    return (times < TIME_MS_MIN) | (times >= TIME_MS_MAX)
-
-
-def _texts(column: Column) -> Varlen:
-    """A text column as it is; numbers as text."""
-    return column if isinstance(column, Varlen) else Varlen.of(str(value) for value in np.asarray(column).tolist())
 
 
 def _kind(avro: Any) -> str:

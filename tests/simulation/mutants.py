@@ -200,7 +200,7 @@ MUTANTS = (
     Mutant(
         "a row that sees records of its own visible time",
         "A question is asked as of a millisecond later.",
-        f"{FEATURE}:Feature._fold",
+        "driftline.features.views:Views.fold",
         (
             (
                 'visible = np.ascontiguousarray(events.table["visible"], np.int64)',
@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "broadcast views fold at home alone",
         "Copies of other partitions' records are not folded.",
-        "services.feature.events:Decoder._lookups",
+        "driftline.features.events:Reader._lookups",
         (("if folds and view.broadcast:", "if False:"),),
         only="broadcast",
     ),
