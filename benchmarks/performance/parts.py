@@ -24,11 +24,11 @@ from driftline.models.bundle import BundleStore, load_public_key
 from driftline.stream.batch import Batch, Core, Messages, sifted
 from driftline.stream.kafka import LogReader, Sink, Source, create_topics
 from driftline.stream.ledger import Entry, RedisLedger, connect
+from driftline.stream.parse import Parser
 from driftline.stream.records import Decoder, Encoder, Polled, drop_seen
 from services.feature.core import Feature
 from services.inference.core import Inference
 from services.intake.core import FOREVER, Intake
-from services.intake.parse import Parser
 
 from .hops import Bench, Driftline, benched
 from .meter import US

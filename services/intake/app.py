@@ -30,11 +30,11 @@ from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe, letters_lately
 from driftline.stream.letterbox import Letterbox
+from driftline.stream.parse import Parser
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Encoder, Polled
 
 from .core import FOREVER, UPSTREAM, Intake, Origin
-from .parse import Parser
 
 EMIT_MAX = 4_000
 WAITING_MAX = 50_000  # records of one source that wait for the others

@@ -18,8 +18,7 @@ from driftline.contracts.messages import Source
 from driftline.features.murmur2 import partitions_of
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Column, Ints, Messages, Varlen
-
-from .parse import Arrived, join
+from driftline.stream.parse import Arrived, join
 
 UPSTREAM = 16  # the first source number of upstream streams
 FOREVER = 2**62

@@ -49,7 +49,7 @@ Bad input never stops good input and never vanishes (law 9). A record that canno
 one reason of {reasons}. Its neighbours are applied as if it had never been there. `driftline dead-letters` lists, shows and
 replays it.
 
-Upstream (`services/intake/parse.py`): the contract of the stream; ids, keys, slices and keys of entities of at most 1,024 bytes;
+Upstream (`libs/driftline/stream/parse.py`): the contract of the stream; ids, keys, slices and keys of entities of at most 1,024 bytes;
 numbers that are finite; a visible time from ten years before the pipeline's clock to five minutes after it (`bad_time`,
 `future`): seconds that were sent for milliseconds are of January 1970, and a first record of then would begin ticks there. A
 pipeline's first tick is at most a million ticks behind its clock in any case. A writer's schema that contains itself, or lists of

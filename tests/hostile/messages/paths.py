@@ -24,10 +24,10 @@ from driftline.contracts.topics import Topic
 from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import REASONS, DeadLetters
 from driftline.stream.kafka import MESSAGE_BYTES_MAX, LogReader
+from driftline.stream.parse import Parser
 from driftline.stream.records import Decoder, Encoder, Polled
 from services.inference.core import Inference
 from services.intake.core import Intake
-from services.intake.parse import Parser
 from services.rollout.app import Entry, Folding
 from services.trainer import core as trainer
 from services.trainer.app import commands

@@ -37,12 +37,12 @@ from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.judge.drift import Reference
 from driftline.pipeline import Pipeline, load_pipeline
+from driftline.stream.parse import Parser
 from driftline.stream.records import Encoder, Polled
 from services.drift.core import AnswersDrift, ExamplesDrift, Merge
 from services.feature.core import Feature
 from services.inference.core import Inference
 from services.intake.core import Intake
-from services.intake.parse import Parser
 from services.labeler.core import Labeler
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())

@@ -20,10 +20,10 @@ from driftline.local.faults import REASONS
 from driftline.local.player import Play, Script, drain_days, load_applications
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Messages, Table
+from driftline.stream.parse import Parser
 from driftline.stream.records import Polled
 from services.feature.core import Feature
 from services.intake.core import Intake
-from services.intake.parse import Parser
 
 ROOT = Path(__file__).resolve().parents[3]
 DAYS = 10

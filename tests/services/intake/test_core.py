@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from driftline.features.murmur2 import partitions_of
 from driftline.stream.batch import Varlen
+from driftline.stream.parse import Arrived
 from services.intake.core import FIRST_TICKS_MAX, FOREVER, Intake
-from services.intake.parse import Arrived
 
 TICK_MS = 100
 

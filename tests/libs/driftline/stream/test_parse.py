@@ -14,8 +14,8 @@ from driftline.contracts.avro import Codec, frame
 from driftline.contracts.registry import MemoryRegistry
 from driftline.errors import Fatal
 from driftline.stream.batch import Varlen
+from driftline.stream.parse import VALUE_BYTES_MAX, Parser
 from driftline.stream.records import SCHEMAS_MAX, Polled
-from services.intake.parse import VALUE_BYTES_MAX, Parser
 
 CLOCK_MS = 1_700_000_000_000
 TIME = {"type": "long", "logicalType": "timestamp-millis"}
