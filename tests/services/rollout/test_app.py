@@ -33,7 +33,7 @@ from driftline.stream.records import Decoder, Encoder, Polled
 from services.rollout.app import Entry, Folding
 
 DAY = 86_400_000
-WAIT_S = 60.0
+WAIT_S = 120.0
 SCHEMA = {
     "type": "record",
     "name": "Asked",
