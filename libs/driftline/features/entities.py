@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from driftline.compiled import READ_BYTES, READ_INTS, njit, types
 from driftline.errors import Invalid
+from driftline.features.packing import FAULTS, Layout, Layouts, pack, unpack
 from driftline.features.texts import hash_of
-from driftline.features.tiles import MEMORY_COUNT, MEMORY_HEADER_WORDS, MEMORY_WORDS, NONE
+from driftline.features.tiles import NONE
 from driftline.stream.batch import Ints, Varlen
 
 Bytes = npt.NDArray[np.uint8]
 
 ABSENT = -2  # as a slot: the key is not in memory
-WORD_BYTES = 8
 FIRST_SLOTS = 1 << 10
 FIRST_WORDS = 1 << 14
 FIRST_KEY_BYTES = 1 << 14
@@ -155,18 +155,17 @@ def _insert(
 
 class Entities:
     """
-    All entities of one partition that are in memory. `prefixes` has what the names of their rows begin with and `empty` the words of an
-    unknown one, by kind; the kinds from `memories` on are memories of ids, whose rows are as long as they are full.
+    All entities of one partition that are in memory. `prefixes` has what the names of their rows begin with, and `layouts` their words, by
+    kind.
     """
 
-    def __init__(self, prefixes: Sequence[bytes], empty: Sequence[Ints], memories: int) -> None:
+    def __init__(self, prefixes: Sequence[bytes], layouts: Sequence[Layout]) -> None:
         self._prefixes = prefixes
-        self._empty = empty
-        self._memories = memories
+        self._layouts = Layouts.of(layouts)
+        self._lengths = np.array([len(one.empty) for one in layouts], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._empty = np.concatenate([one.empty for one in layouts])
         self.generation = 0  # changes whenever `find` may have other answers
-        self._lengths = np.array([len(words) for words in empty], np.int64)
-        self._empty_words = np.concatenate([np.zeros(0, np.int64), *empty])
-        self._empty_starts = np.cumsum(self._lengths) - self._lengths
         self.clear()
 
     def clear(self) -> None:
@@ -209,38 +208,39 @@ class Entities:
     def add(self, names: Sequence[tuple[int, bytes]], rows: Sequence[bytes | None]) -> None:
         """
         Take entities, by kind and key, as the store has them; None for one that is not known yet. Raises Invalid, and takes none, when
-        a row has another length than its kind's.
+        a row cannot be read.
         """
-        for (kind, key), row in zip(names, rows, strict=True):
-            if row is not None:
-                self._refuse_unfit(kind, key, row)
-        self.generation += 1
         kinds = np.array([kind for kind, _ in names], np.int64)
         keys, known = Varlen.of(key for _, key in names), Varlen.of(row or b"" for row in rows)
-        self._reserve(len(names), int(self._lengths[kinds].sum()), len(keys.data))
+        known.starts[[row is None for row in rows]] = -1
+        lengths = self._lengths[kinds]
+        words, starts = np.empty(int(lengths.sum()), np.int64), np.cumsum(lengths) - lengths
+        n_words, faults = unpack(known, words, starts, kinds, self._layouts)
+        if faults.any():
+            self._refuse_unfit(names, faults)
+        self.generation += 1
+        self._reserve(len(names), len(words), len(keys.data))
         self.count, self._words_used, self._keys_used = _insert(
             *self._tables(),
             self.base,
             self.words,
-            self._empty_words,
-            self._empty_starts,
+            self._empty,
+            self._starts,
             self._lengths,
             kinds,
             keys.data,
             keys.starts,
             keys.ends,
-            known.data.view("<i8"),
-            known.starts // WORD_BYTES,
-            known.ends // WORD_BYTES,
+            words,
+            starts,
+            starts + n_words,
             (self.count, self._words_used, self._keys_used),
         )
 
-    def _refuse_unfit(self, kind: int, key: bytes, row: bytes) -> None:
-        words, whole = len(row) / WORD_BYTES, len(self._empty[kind])
-        if words != whole if kind < self._memories else not MEMORY_HEADER_WORDS <= words <= whole or words % 1:
-            raise Invalid(
-                f"the row {self.store_key(kind, key)!r} has {words:g} words where {whole} belong: it was made by another definition"
-            )
+    def _refuse_unfit(self, names: Sequence[tuple[int, bytes]], faults: Ints) -> None:
+        first = int(np.flatnonzero(faults)[0])
+        row, fault = self.store_key(*names[first]), FAULTS[faults[first]]
+        raise Invalid(f"the row {row!r} {fault}: it is damaged, or was made by another definition")
 
     def _reserve(self, entities: int, words: int, key_bytes: int) -> None:
         """Room for so many more, by doubling."""
@@ -260,11 +260,8 @@ class Entities:
 
     def rows(self, slots: Ints) -> dict[bytes, bytes | None]:
         """The rows of `slots` by their names in the store."""
-        kinds, base = self._kinds[slots], self.base[slots]
-        lengths = self._lengths[kinds]
-        memories = kinds >= self._memories
-        lengths[memories] = MEMORY_HEADER_WORDS + MEMORY_WORDS * self.words[base[memories] + MEMORY_COUNT]
-        rows = _gathered(self.words.view(np.uint8), WORD_BYTES * base, WORD_BYTES * lengths)
+        kinds = self._kinds[slots]
+        rows = pack(self.words, self.base[slots], kinds, self._layouts).tolist()
         keys = _gathered(self._keys, self._key_starts[slots], self._key_ends[slots] - self._key_starts[slots])
         prefixes = self._prefixes
         return {prefixes[kind] + key: row for kind, key, row in zip(kinds.tolist(), keys, rows, strict=True)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from driftline.features import tiles
+from driftline.features.packing import Layout
 from driftline.pipeline import Aggregate, Pipeline, Reading, View
 from driftline.stream.batch import Ints
 
@@ -26,6 +27,17 @@ WINDOWED = {
     "std": tiles.STD,
 }
 CELL_WORDS = {tiles.COUNT: 1, tiles.SUM: 2, tiles.MEAN: 2, tiles.MIN: 1, tiles.MAX: 1, tiles.STD: 3}
+# What the words of a tile tell, and where the aggregates without tiles have the time before the newest: for `_likely_equal`.
+NUMBER, VALUE = range(2)
+TOLD = {
+    tiles.COUNT: (NUMBER,),
+    tiles.SUM: (NUMBER, VALUE),
+    tiles.MEAN: (NUMBER, VALUE),
+    tiles.MIN: (VALUE,),
+    tiles.MAX: (VALUE,),
+    tiles.STD: (NUMBER, VALUE),
+}
+BEFORE = {tiles.LAST: 2, tiles.SINCE: 2, tiles.EWMA: 3}
 OTHERS = {"last": tiles.LAST, "seconds_since": tiles.SINCE, "ewma": tiles.EWMA, "distinct": tiles.DISTINCT}
 
 
@@ -49,7 +61,7 @@ class Plan:
     - `features` (F, 3): column of the row, first and end of its terms; `terms` (T, 2): aggregate, sign;
     - `streams` (S, 3): lateness and duplicate horizon in ms, most ids;
     - `ages` (V,): column of the row for each view;
-    - `empty`: an entity's words before its first record, for each view, then an empty memory of ids for each stream.
+    - `layouts`: the words of an entity of each view, then those of a memory of ids for each stream.
     """
 
     aggregates: Ints
@@ -59,7 +71,7 @@ class Plan:
     terms: Ints
     streams: Ints
     ages: Ints
-    empty: tuple[Ints, ...]
+    layouts: tuple[Layout, ...]
     numbers: tuple[Number, ...]
     columns: int
     width: int
@@ -77,7 +89,7 @@ class _Compiler:
         self._runs: list[list[int]] = []
         self._places: dict[tuple[int, Aggregate], int] = {}
         self._numbers: dict[tuple[int, Reading, bool], Number] = {}
-        self._empty: list[Ints] = []
+        self._layouts: list[Layout] = []
 
     def plan(self) -> Plan:
         pipeline = self._pipeline
@@ -85,7 +97,7 @@ class _Compiler:
             self._lay_out(view)
         runs = sorted(self._runs)
         features, terms = self._features()
-        memories = [_empty_memory(stream.duplicates_max) for stream in pipeline.streams]
+        memories = [Layout.memory(stream.duplicates_max) for stream in pipeline.streams]
         columns = [1 + number.column for number in self._numbers.values()]
         return Plan(
             aggregates=_matrix(self._rows, tiles.AGGREGATE_FIELDS),
@@ -95,7 +107,7 @@ class _Compiler:
             terms=_matrix(terms, 2),
             streams=_matrix([[one.lateness_ms, one.duplicates_ms, one.duplicates_max] for one in pipeline.streams], 3),
             ages=len(pipeline.layout.names) + np.arange(len(pipeline.views), dtype=np.int64),
-            empty=(*self._empty, *memories),
+            layouts=(*self._layouts, *memories),
             numbers=tuple(self._numbers.values()),
             columns=max(columns, default=0),
             width=pipeline.layout.width,
@@ -116,7 +128,12 @@ class _Compiler:
                 parts.append(part)
                 words += len(part)
             self._runs.append([stream.number, view_number, first, len(self._rows)])
-        self._empty.append(np.concatenate(parts))
+        layout = Layout.plain(np.concatenate(parts))
+        layout.like[tiles.FIRST] = tiles.NEWEST
+        for _, of_view, first, end in self._runs:
+            if of_view == view_number:
+                _liken(layout, self._rows[first:end])
+        self._layouts.append(layout)
 
     def _aggregate(self, view: int, aggregate: Aggregate, at: int, lateness_ms: int) -> tuple[list[int], Ints]:
         kind = WINDOWED.get(aggregate.function, OTHERS.get(aggregate.function, -1))
@@ -169,10 +186,35 @@ def _tiles_kept(aggregate: Aggregate, hop_ms: int, lateness_ms: int) -> int:
     return TILES + 1 + -(-aggregate.ending_ms // hop_ms) + min(-(-lateness_ms // hop_ms), EXTRA_TILES_MAX)
 
 
-def _empty_memory(most: int) -> Ints:
-    words = np.zeros(tiles.MEMORY_HEADER_WORDS + tiles.MEMORY_WORDS * most, np.int64)
-    words[tiles.MEMORY_NEWEST] = tiles.NEVER
-    return words
+def _likely_equal(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, object]]:
+    """
+    Words of the aggregates over one stream, each with what it tells: those that tell the same are mostly equal, though nothing may rest on
+    it. Where a condition is counted, or values are told apart, there is nothing of that kind.
+    """
+    for row in rows:
+        at, kind, column = row[tiles.AT], row[tiles.KIND], row[tiles.COLUMN]
+        if kind == tiles.DISTINCT or (kind in (tiles.COUNT, tiles.SINCE) and column >= 0):
+            continue
+        yield at, tiles.NEWEST
+        if kind in BEFORE:
+            yield at + BEFORE[kind], tiles.PREVIOUS
+        for tile in range(1 + row[tiles.KEPT] if row[tiles.CELL] else 0):
+            for word, told in enumerate(TOLD[kind], at + 1 + tile * row[tiles.CELL]):
+                yield word, (told, column if told == VALUE else 0, row[tiles.HOP], row[tiles.KEPT], tile)
+
+
+def _liken(layout: Layout, rows: Sequence[Sequence[int]]) -> None:
+    """Name for each word of the aggregates over one stream the first one that tells the same."""
+    first: dict[object, int] = {}
+    for word, told in _likely_equal(rows):
+        if told in first:
+            layout.like[word] = first[told]
+        else:
+            first[told] = word
+            layout.like[word] = told if isinstance(told, int) else tiles.NONE
+    for row in rows:
+        if row[tiles.KIND] == tiles.DISTINCT:
+            layout.most[row[tiles.AT]] = row[tiles.KEPT]
 
 
 def _matrix(rows: Sequence[Sequence[int]], width: int) -> Ints:

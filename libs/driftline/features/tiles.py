@@ -37,7 +37,7 @@ import numpy.typing as npt
 from driftline.compiled import prefetch, types, uncounted
 from driftline.stream.batch import Ints
 
-ROW_FORMAT = 1  # of the words below, as the store has them: raise it with every change of their layout
+ROW_FORMAT = 2  # of the rows in the store: raise it with every change of the words below, of `plan`, or of `packing`
 NEVER = -(2**62)
 NONE = -1
 

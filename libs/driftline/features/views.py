@@ -39,7 +39,7 @@ class Views:
         self.plan = Plan.of(pipeline)
         views = [view.name.encode() + b":" for view in pipeline.views]
         ids = [b"ids:" + stream.name.encode() + b":" for stream in pipeline.streams]
-        self.entities = Entities([*views, *ids], self.plan.empty, memories=len(views))
+        self.entities = Entities([*views, *ids], self.plan.layouts)
         self._folds = _folds(self.plan, len(views))
         self._found: tuple[Events, int, Ints] | None = None
 

@@ -9,15 +9,17 @@ import pytest
 
 from driftline.errors import Invalid
 from driftline.features.entities import ABSENT, Entities
+from driftline.features.packing import Layout
 from driftline.features.tiles import NEVER, NONE
 from driftline.stream.batch import Varlen
 
-VIEW = np.array([NEVER, 7, 8], np.int64)
-MEMORY = np.array([0, NEVER, 0, 0, 0, 0], np.int64)  # room for two ids
+VIEW = Layout.plain(np.array([NEVER, 7, 8], np.int64))
+SHORTER = Layout.plain(VIEW.empty[:2])
+MEMORY = Layout.memory(2)
 
 
 def made() -> Entities:
-    return Entities([b"card:", b"shop:", b"ids:payments:"], [VIEW, VIEW[:2], MEMORY], memories=2)
+    return Entities([b"card:", b"shop:", b"ids:payments:"], [VIEW, SHORTER, MEMORY])
 
 
 def test_an_entity_is_found_by_its_kind_and_key() -> None:
@@ -40,7 +42,8 @@ def test_thousands_of_entities_keep_their_places() -> None:
     entities = made()
     names = [f"entity-{n}".encode() for n in range(10_000)]
     for n, name in enumerate(names):
-        entities.add([(0, name)], [np.array([n, n, n], "<i8").tobytes()])
+        entities.add([(0, name)], [None])
+        entities.words[entities.base[n]] = n
     slots = entities.find(0, Varlen.of(names))
     assert slots.tolist() == list(range(10_000))
     assert entities.words[entities.base[slots]].tolist() == list(range(10_000))
@@ -55,31 +58,28 @@ def test_rows_are_saved_under_their_names_and_taken_back_as_they_were() -> None:
     entities.add([(0, b"a")], [None])
     entities.words[entities.base[0] + 1] = 99
     rows = entities.rows(np.array([0]))
-    assert rows == {b"card:a": np.array([NEVER, 99, 8], "<i8").tobytes()}
     again = made()
-    again.add([(0, b"a")], [rows[b"card:a"]])
-    assert again.rows(np.array([0])) == rows
+    again.add([(1, b"b"), (0, b"a")], [None, rows[b"card:a"]])
+    assert again.words[again.base[1] : again.base[1] + 3].tolist() == [NEVER, 99, 8]
+    assert again.rows(np.array([1])) == rows
 
 
-def test_the_row_of_a_memory_is_as_long_as_what_it_remembers() -> None:
+def test_a_row_that_cannot_be_read_is_refused_and_none_of_its_batch_is_taken() -> None:
     """
-    Room that is not used is not saved.
+    It is damaged, or was made by another definition, and is named.
     """
     entities = made()
-    entities.add([(2, b"a")], [None])
-    assert len(entities.rows(np.array([0]))[b"ids:payments:a"] or b"") == 16
-    entities.words[entities.base[0]] = 1
-    assert len(entities.rows(np.array([0]))[b"ids:payments:a"] or b"") == 32
-
-
-def test_a_row_of_another_length_is_refused() -> None:
-    """
-    It was made by another definition, and is named.
-    """
-    with pytest.raises(Invalid, match="'card:a' has 2 words where 3 belong"):
-        made().add([(0, b"a")], [bytes(16)])
-    with pytest.raises(Invalid, match="another definition"):
-        made().add([(2, b"a")], [bytes(8 * 7)])
+    entities.add([(0, b"a")], [None])
+    row = entities.rows(np.array([0]))[b"card:a"] or b""
+    for fault, name, bad in (
+        ("'card:b' ends before its last word does", (0, b"b"), row[:-1]),
+        ("'card:b' ends before its last word does", (0, b"b"), b""),
+        ("'shop:b' has more words than belong", (1, b"b"), row),
+        ("'ids:payments:b' counts more than there is room for", (2, b"b"), bytes([7, 3])),
+    ):
+        with pytest.raises(Invalid, match=f"{fault}: it is damaged, or was made by another definition"):
+            entities.add([(0, b"c"), name], [row, bad])
+    assert entities.count == 1
 
 
 def test_slots_are_told_once_in_order_of_first_occurrence() -> None:

@@ -63,7 +63,7 @@ def test_aggregates_do_not_share_words(flights: Pipeline) -> None:
         sizes = [len(tiles.empty_aggregate(int(one[tiles.KIND]), int(one[tiles.KEPT]), int(one[tiles.CELL]))) for one in mine]
         places = mine[:, tiles.AT].tolist()
         assert places == [tiles.HEADER_WORDS + sum(sizes[:n]) for n in range(len(sizes))]
-        assert len(plan.empty[view]) == tiles.HEADER_WORDS + sum(sizes)
+        assert len(plan.layouts[view].empty) == tiles.HEADER_WORDS + sum(sizes)
 
 
 def test_what_two_aggregates_read_alike_is_read_once(flights: Pipeline) -> None:

@@ -47,7 +47,7 @@ class Entity:
         (folder / "pipeline.py").write_text(FILE.replace("FEATURE", feature))
         (folder / "ask.avsc").write_text(json.dumps(SCHEMA))
         self._plan = Plan.of(load_pipeline("one", root))
-        self._entities = Entities([b"card:", b"ids:"], self._plan.empty, memories=1)
+        self._entities = Entities([b"card:", b"ids:"], self._plan.layouts)
         self._entities.add([(0, b"a")], [None])
         self._entities.add([(1, b"a")], [None])
         self._ids = 0

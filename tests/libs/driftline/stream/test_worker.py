@@ -89,6 +89,7 @@ class Bench:
     sink_kind: type[Sink] = Sink
     letters_max: int = 100
     digest: str = "v1"
+    row_format: int = 1
     records_max: int = 50
 
     @property
@@ -127,7 +128,7 @@ class Bench:
             topic=topics.events.name,
             group=group,
             digest=self.digest,
-            row_format=1,
+            row_format=self.row_format,
             cluster=await describe(self.kafka, [topics.events.name, topics.journal.name]),
             core=lambda _: Counting(),
             source=lambda partition: Source(self.kafka, topics.events.name, partition, group=group),
@@ -473,6 +474,18 @@ async def test_another_definition_is_refused_and_names_the_command(bench: Bench)
     bench.digest = "v2"
     worker = await bench.run_until(11, timeout_s=10)
     assert "driftline rebuild" in worker.refused and "definition" in worker.refused
+
+
+async def test_rows_of_an_older_format_are_refused_and_the_command_is_named(bench: Bench):
+    """
+    Whoever brings the service up to date is told what to run.
+    """
+    await bench.publish(10)
+    await bench.run_until(10)
+    bench.row_format = 2
+    worker = await bench.run_until(11, timeout_s=10)
+    assert "the row format is 2, but the state was made with 1" in worker.refused
+    assert f"driftline rebuild {bench.name} --partition 0" in worker.refused
 
 
 async def test_a_lost_store_is_refused_and_not_begun_anew(bench: Bench):
