@@ -267,10 +267,11 @@ def _window(words: Words, numbers: Numbers, at: int, aggregates: Ints, one: int,
     top = newest // hop
     n, total, extreme, mean, squares = 0.0, 0.0, np.nan, 0.0, 0.0
     if newest != NEVER:
-        for tile in range(max(first, top - kept + 1), min(last, top) + 1):
-            place = copy + cell + (tile % kept) * cell
-            if tile == top and asked == newest:
-                place = copy
+        oldest, ring = max(first, top - kept + 1), copy + cell
+        following = ring + (oldest % kept) * cell
+        for tile in range(oldest, min(last, top) + 1):
+            place = copy if tile == top and asked == newest else following
+            following = following + cell if following < ring + (kept - 1) * cell else ring
             if kind in (MIN, MAX):
                 x = numbers[place]
                 if not np.isnan(x) and (np.isnan(extreme) or (x < extreme) == (kind == MIN)):
@@ -357,7 +358,8 @@ def _is_copy(words: Words, at: int, horizon_ms: int, most: int, visible: int, co
             kept += 1
     if visible < newest - horizon_ms:
         return False  # so old that the memory would forget it at once
-    _forget(words, at, newest - horizon_ms, kept - most + 1)
+    if kept < count or kept >= most:
+        _forget(words, at, newest - horizon_ms, kept - most + 1)
     place = ids + MEMORY_WORDS * words[at + MEMORY_COUNT]
     words[place] = code
     words[place + 1] = visible
