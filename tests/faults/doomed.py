@@ -73,11 +73,11 @@ def after_plain(owner: Any, name: str, step: Callable[[], None]) -> None:
 def arm(service: str, death: Death) -> None:
     """Put the steps of one service in its way."""
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # late: a process pays for what it runs
-    from redis.asyncio.client import Pipeline
 
     from driftline.stream.dead_letters import DeadLetters
     from driftline.stream.kafka import LogReader, Sink, Source
     from driftline.stream.ledger import RedisLedger
+    from driftline.stream.store import _Wire
 
     after(Source, "poll", lambda polled: death.at("after_poll") if polled is not None else None)
     after(AIOKafkaProducer, "send_batch", lambda _: death.at("after_send"))
@@ -101,7 +101,7 @@ def arm(service: str, death: Death) -> None:
     if service in ("intake", "inference", "rollout"):
         commit_of(AIOKafkaConsumer, death)
     else:
-        sent_before_answered(Pipeline, death)
+        sent_before_answered(_Wire, death)
         after(RedisLedger, "commit", lambda _: death.at("after_commit"))
 
 
@@ -121,24 +121,17 @@ def commit_of(consumer: Any, death: Death) -> None:
     consumer.commit = commit
 
 
-def sent_before_answered(pipeline: Any, death: Death) -> None:
+def sent_before_answered(wire: Any, death: Death) -> None:
     """A ledger commits by MULTI and EXEC: inside is when they are sent and no answer was read."""
-    wrapped = pipeline._execute_transaction
+    wrapped = wire.send
 
-    async def execute(self: Any, connection: Any, commands: Any, raise_on_error: Any) -> Any:
-        send = connection.send_packed_command
-
-        async def sending(*args: Any, **named: Any) -> None:
-            await send(*args, **named)
+    def send(self: Any, commands: Any) -> Any:
+        answered = wrapped(self, commands)
+        if (b"EXEC",) in commands:
             death.at("inside_commit")
+        return answered
 
-        connection.send_packed_command = sending
-        try:
-            return await wrapped(self, connection, commands, raise_on_error)
-        finally:
-            connection.send_packed_command = send
-
-    pipeline._execute_transaction = execute
+    wire.send = send
 
 
 def main(arguments: list[str]) -> None:

@@ -98,7 +98,10 @@ MUTANTS = (
         "no compare-and-set",
         "The ledger is set without being compared or watched.",
         f"{LEDGER}:RedisLedger.commit",
-        (("await pipe.watch(self._key)", "pass"), ("if await pipe.get(self._key) != self._known:", "if False:")),
+        (
+            ('commands: list[Command] = [(b"MULTI",)', 'commands: list[Command] = [(b"UNWATCH",), (b"MULTI",)'),
+            ("if now != after:", "if False:"),
+        ),
     ),
     Mutant(
         "rows read apart from the ledger",
@@ -137,8 +140,8 @@ MUTANTS = (
         f"{LEDGER}:RedisLedger.commit",
         (
             (
-                'raise Fenced("another process moved the ledger during the commit") from error',
-                "self._known = await self._client.get(self._key)\n            return",
+                'raise Fenced("another process moved the ledger during the commit")',
+                "self._known = now\n        return",
             ),
         ),
     ),
@@ -155,10 +158,14 @@ MUTANTS = (
     ),
     Mutant(
         "client retries on",
-        "The store's client sends again what it had no reply to. (redis-py by itself refuses that while it watches; the simulated client "
-        "does it.)",
-        f"{LEDGER}:connect",
-        (("retry=Retry(NoBackoff(), 0)", "retry=Retry(NoBackoff(), 10)"),),
+        "The store's client sends a commit again that it had no reply to, on whichever connection.",
+        f"{LEDGER}:RedisLedger.commit",
+        (
+            (
+                'await self._store.ask(*commands, (b"EXEC",), *self._look, on=self._watched_on)',
+                'await self._store.asked_again(*commands, (b"EXEC",), *self._look)',
+            ),
+        ),
     ),
     Mutant(
         "poll before ready",
@@ -192,8 +199,8 @@ MUTANTS = (
         f"{LEDGER}:RedisLedger.commit",
         (
             (
-                "for key, row in rows.items() if row is not None}",
-                "for key, row in list(rows.items())[: max(1, len(rows) - 1)] if row is not None}",
+                "for key, row in rows.items() if row is not None for word",
+                "for key, row in list(rows.items())[: max(1, len(rows) - 1)] if row is not None for word",
             ),
         ),
     ),
@@ -280,7 +287,7 @@ MUTANTS = (
         "tries are cleared behind the commit",
         "As it was once: a count that outlives the progress is held against the next record.",
         f"{LEDGER}:RedisLedger.commit",
-        (("if deletes or self._counted:", "if deletes:"), ("pipe.delete(*deletes, *self._counted)", "pipe.delete(*deletes)")),
+        (("if deletes or self._counted:", "if deletes:"), ("*deletes, *self._counted)", "*deletes)")),
         only="input",
     ),
     Mutant(

@@ -1,22 +1,22 @@
 """
 A simulated Redis: values, an append-only file that may be cut, and clients whose connections break.
 
-What `driftline.stream.ledger` uses of redis-py is here with the same names: it is the real `RedisLedger` that runs on it.
+What `driftline.stream.ledger` asks is answered here in the same words: it is the real `RedisLedger` that runs on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError, WatchError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from driftline.errors import Recoverable
+from driftline.stream.store import Refused
 
 from .faults import Wire
 
+PATIENCE_S = 2.0  # a fifth of the real client's, so that a run is a few seconds of virtual time
 Writes = dict[bytes, bytes | None]
 
 
@@ -56,130 +56,108 @@ class Store:
 
 
 class Client:
-    """One connection. `retries` is how often it would ask again by itself; `patience_s`, how long it waits for a reply."""
+    """
+    One task's client, in the place of `driftline.stream.store.Store`. Commands that are asked together arrive one by one, and others' may
+    come in between; what is between MULTI and EXEC arrives with EXEC.
+    """
 
-    def __init__(self, store: Store, retries: int, patience_s: float) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.retries = retries
-        self._patience_s = patience_s
         self.epoch = store.epoch
-        self.attempt = 0
+        self.connection = 1
+        self._queued: Writes | None = None
+        self._answers: list[Any] = []
+        self._watched: dict[bytes, int] = {}
 
-    async def ask(self, what: str, effect: Any, *, writes: bool = False) -> Any:
-        """One command. After a restart of the server the first one fails, the next one finds a new connection."""
-        wire = self.store.wire
-        for attempt in range(self.retries + 1):
-            found = functools.partial(self._on_connection, self.epoch, attempt, effect, writes)
+    async def ask(self, *commands: Sequence[Any], on: int | None = None) -> list[Any]:
+        """After a restart of the server the first command fails, the next one finds a new connection."""
+        if on not in (None, self.connection):
+            raise Recoverable("the connection to the store was lost")
+        return [await self._one(*command) for command in commands]
+
+    async def asked_again(self, *commands: Sequence[Any]) -> list[Any]:
+        """What a client does that asks again by itself: on whichever connection, ten times. (A mutant's.)"""
+        for _ in range(10):
             try:
-                return await wire.exchange(what, found, _lost, self._patience_s)
-            except (RedisConnectionError, RedisTimeoutError):
-                if attempt == self.retries:
-                    raise
-                await asyncio.sleep(wire.random.random())  # until there is a new connection
+                return await self.ask(*commands)
+            except Recoverable:
+                await asyncio.sleep(self.store.wire.random.random())  # until there is a new connection
+        return await self.ask(*commands)
 
-    def _on_connection(self, epoch: int, attempt: int, effect: Any, writes: bool) -> Any:
+    async def close(self) -> None:
+        pass
+
+    async def _one(self, name: Any, *words: Any) -> Any:
+        name = name.decode() if isinstance(name, bytes) else name
+        if self._queued is not None and name != "EXEC":
+            return self._queue(name, words)
+        if name == "MULTI":
+            self._queued, self._answers = {}, []
+            return b"OK"
+        if name == "EXEC":  # with what it was given: it may arrive when this client has given it up
+            words, self._queued, self._watched = (self._queued, self._answers, self._watched), None, {}
+        effect = functools.partial(getattr(self, f"_{name.lower()}"), *words)
+        found = functools.partial(self._on_connection, self.epoch, name in ("EXEC", "INCR", "DEL"), effect)
+        try:
+            return await self.store.wire.exchange(name, found, _lost, PATIENCE_S)
+        except Recoverable:
+            self._watched, self.connection = {}, self.connection + 1
+            raise
+
+    def _on_connection(self, epoch: int, writes: bool, effect: Any) -> Any:
         store = self.store
         if epoch != store.epoch:
             self.epoch = store.epoch
-            raise RedisConnectionError("the server closed the connection")
+            raise Recoverable("the server closed the connection")
         if writes and store.wire.happens(store.wire.dose.refused):
             store.wire.fault("the store refuses a write")
-            raise ResponseError("MISCONF errors writing to disk")
-        self.attempt = attempt
+            raise Refused("MISCONF errors writing to disk")
         return effect()
 
-    def get(self, key: bytes) -> Awaitable[Any]:
-        return self.ask("GET", lambda: self.store.values.get(key))
+    def _queue(self, name: str, words: Sequence[Any]) -> bytes:
+        assert self._queued is not None
+        if name == "MSET":
+            self._queued |= dict(zip(words[::2], words[1::2], strict=True))
+            self._answers.append(b"OK")
+        else:
+            self._queued |= dict.fromkeys(words)
+            self._answers.append(len(words))
+        return b"QUEUED"
 
-    def mget(self, keys: list[bytes]) -> Awaitable[Any]:
-        return self.ask("MGET", lambda: [self.store.values.get(key) for key in keys])
+    def _exec(self, writes: Writes, answers: list[Any], watched: dict[bytes, int]) -> list[Any] | None:
+        if any(self.store.versions.get(key, 0) != version for key, version in watched.items()):
+            return None
+        self.store.write(writes)
+        return answers
 
-    def incr(self, key: bytes) -> Awaitable[Any]:
-        def incremented() -> int:
-            number = int(self.store.values.get(key, b"0")) + 1
-            self.store.write({key: b"%d" % number})
-            return number
+    def _watch(self, *keys: bytes) -> bytes:
+        self._watched |= {key: self.store.versions.get(key, 0) for key in keys}
+        return b"OK"
 
-        return self.ask("INCR", incremented, writes=True)
+    def _unwatch(self) -> bytes:
+        self._watched = {}
+        return b"OK"
 
-    def delete(self, *keys: bytes) -> Awaitable[Any]:
-        def deleted() -> int:
-            found = [key for key in keys if key in self.store.values]
-            if found:
-                self.store.write(dict.fromkeys(found))
-            return len(found)
+    def _get(self, key: bytes) -> bytes | None:
+        return self.store.values.get(key)
 
-        return self.ask("DEL", deleted, writes=True)
+    def _mget(self, *keys: bytes) -> list[bytes | None]:
+        return [self.store.values.get(key) for key in keys]
 
-    def config_get(self, name: str) -> Awaitable[Any]:
-        return self.ask("CONFIG GET", lambda: {name: "noeviction"})
+    def _incr(self, key: bytes) -> int:
+        number = int(self.store.values.get(key, b"0")) + 1
+        self.store.write({key: b"%d" % number})
+        return number
 
-    def pipeline(self, transaction: bool) -> Pipeline:
-        return Pipeline(self)
+    def _del(self, *keys: bytes) -> int:
+        found = [key for key in keys if key in self.store.values]
+        if found:
+            self.store.write(dict.fromkeys(found))
+        return len(found)
 
-    async def aclose(self) -> None:
-        pass
-
-
-class Pipeline:
-    """WATCH, reads, MULTI, writes, EXEC on one connection."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._watched: dict[bytes, int] = {}
-        self._watched_epoch = -1
-        self._writes: Writes = {}
-        self._answers: list[Any] = []
-
-    async def __aenter__(self) -> Pipeline:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._watched.clear()
-
-    async def watch(self, *keys: bytes) -> None:
-        store = self._client.store
-
-        def watched() -> None:
-            self._watched = {key: store.versions.get(key, 0) for key in keys}
-            self._watched_epoch = store.epoch
-
-        await self._client.ask("WATCH", watched)
-
-    async def get(self, key: bytes) -> Any:
-        return await self._client.get(key)
-
-    def multi(self) -> None:
-        self._writes, self._answers = {}, []
-
-    def mset(self, values: Mapping[bytes, bytes]) -> None:
-        self._writes |= values
-        self._answers.append(True)
-
-    def delete(self, *keys: bytes) -> None:
-        self._writes |= dict.fromkeys(keys)
-        self._answers.append(len(keys))
-
-    async def execute(self) -> list[Any]:
-        """
-        Raises WatchError where the server answers nil. A client that asks again by itself has lost its watch with the connection, so
-        what it sends the second time is written whatever has happened since.
-        """
-        writes, answers, watched, epoch = self._writes, self._answers, dict(self._watched), self._watched_epoch
-        client, store = self._client, self._client.store
-
-        def executed() -> list[Any] | None:
-            changed = epoch != store.epoch or any(store.versions.get(key, 0) != version for key, version in watched.items())
-            if client.attempt == 0 and watched and changed:
-                return None
-            store.write(writes)
-            return answers
-
-        found = await self._client.ask("EXEC", executed, writes=True)
-        if found is None:
-            raise WatchError("a watched key changed")
-        return found  # type: ignore[no-any-return]
+    def _config(self, _get: str, name: str) -> list[bytes]:
+        return [name.encode(), b"noeviction"]
 
 
-def _lost(kind: str) -> RedisError:
-    return RedisTimeoutError("no reply") if kind == "late" else RedisConnectionError("connection reset")
+def _lost(kind: str) -> Recoverable:
+    return Recoverable("no reply" if kind == "late" else "connection reset")

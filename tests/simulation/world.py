@@ -1,7 +1,7 @@
 """
 One run: a cluster, a store, processes that are started again when they die, and the faults of one seed.
 
-Installed in place of aiokafka's and redis' clients, of the registry, the models and the clock; all else is driftline's own code, from
+Installed in place of aiokafka's and the store's clients, of the registry, the models and the clock; all else is driftline's own code, from
 `services.<name>.app.build` down to the ledger's compare-and-set.
 """
 
@@ -43,7 +43,6 @@ from .store import Client, Store
 from .virtual_time import NothingWillHappen, VirtualClock, VirtualLoop
 
 PIPELINES = Path(__file__).parent / "pipelines"
-SOCKET_TIMEOUT_SCALE = 0.2  # waits of the clients are shortened alike, so that a run is a few seconds of virtual time
 TROUBLE_S = 3.0
 PROGRESS_S = 90.0  # virtual time within which everything is right again once the faults have stopped
 TRIES_SPARED = 3  # a process is not killed when so few more tries would make a good record pass for poison
@@ -377,16 +376,6 @@ class _Log:
     debug = info
 
 
-class _Redis:
-    """In place of redis-py's class: where a client is made."""
-
-    @staticmethod
-    def from_url(url: str, **options: Any) -> Client:
-        retry = options.get("retry")
-        patience_s = SOCKET_TIMEOUT_SCALE * float(options.get("socket_timeout") or 3_600)
-        return Client(World.current.store, getattr(retry, "_retries", 3), patience_s)
-
-
 def _consumer(**options: Any) -> Consumer:
     return Consumer(World.current.cluster, options.get("group_id"), options.get("auto_offset_reset", "latest"))
 
@@ -453,7 +442,8 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (kafka, "AIOKafkaProducer", _producer),
         (kafka, "packed", lambda *columns: packed(World.current.cluster, *columns)),
         (kafka, "AIOKafkaAdminClient", lambda **_: Admin(World.current.cluster)),
-        (ledger, "Redis", _Redis),
+        (operators, "Store", lambda url: Client(World.current.store)),
+        (ledger, "Store", lambda url: Client(World.current.store)),
         (services.inference.app, "BundleStore", lambda *_, **__: Models()),
         (services.inference.app, "load_public_key", lambda path: None),
         (services.inference.app, "Probe", NothingToTry),

@@ -39,8 +39,9 @@ from driftline.operate.rows import Rows
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
 from driftline.stream.kafka import Cluster, Source
-from driftline.stream.ledger import Entry, connect, decoded, refuse_unsafe_store
+from driftline.stream.ledger import Entry, decoded, refuse_unsafe_store
 from driftline.stream.operators import Wiring, describe_pipeline, group_of
+from driftline.stream.store import Store
 
 STATEFUL = ("feature", "labeler", "drift")
 GROUP_ID_NOT_FOUND = 69
@@ -149,10 +150,10 @@ async def rebuild_partition(
     group = group_of(wiring, pipeline)
     cluster = await describe_pipeline(addresses.kafka, pipeline)
     source = Source(addresses.kafka, wiring.reads.name, job.partition, group=group)
-    client = connect(addresses.redis)
+    store = Store(addresses.redis)
     await source.start()
     try:
-        rows = Rows(client, group, job.partition)
+        rows = Rows(store, group, job.partition)
         known = await rows.ledger()
         stood = await _stood(source, known, cluster, f"{wiring.reads.name}[{job.partition}]")
         if stood is None:
@@ -172,7 +173,7 @@ async def rebuild_partition(
         return replace(found, written=True)
     finally:
         await source.stop()
-        await client.aclose()
+        await store.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,16 +357,16 @@ async def forget(addresses: Addresses, pipeline: Pipeline, services: Sequence[st
     cluster = await describe_pipeline(addresses.kafka, pipeline)
     wirings = [wiring for service in services for wiring in wirings_of(service, pipeline, addresses)]
     forgotten = []
-    client = connect(addresses.redis)
+    store = Store(addresses.redis)
     try:
         for wiring in wirings:
             group = group_of(wiring, pipeline)
             for number in range(cluster.partitions[wiring.reads.name]):
                 if partition in (None, number):
-                    rows = await Rows(client, group, number).forget()
+                    rows = await Rows(store, group, number).forget()
                     forgotten.append(Rebuilt(group, number, 0, rows, note="forgotten"))
     finally:
-        await client.aclose()
+        await store.close()
     await _delete_offsets(addresses.kafka, [group_of(wiring, pipeline) for wiring in wirings])
     return forgotten
 

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 from uuid import uuid4
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, WatchError
-
 from driftline.errors import Recoverable, Rejected
 from driftline.stream.ledger import ALONE, ENCODE, LEDGER, TRIES, Entry, prefix_of
+from driftline.stream.store import Command, Store
 
 KEYS_AT_ONCE = 1_000
 BYTES_AT_ONCE = 512 << 10
@@ -27,35 +25,42 @@ NO_ROWS = (LEDGER, TRIES, ALONE, CLAIM)
 class Rows:
     """Everything that the store keeps of one partition. Raises Recoverable when the store does not answer."""
 
-    def __init__(self, client: Redis, group: str, partition: int) -> None:
-        self._client = client
+    def __init__(self, store: Store, group: str, partition: int) -> None:
+        self._store = store
         self._prefix = prefix_of(group, partition)
         self._claim = uuid4().bytes
 
     async def ledger(self) -> bytes | None:
         """The ledger as it is."""
-        return cast("bytes | None", await self._client.get(self._prefix + LEDGER))
+        (found,) = await self._store.ask((b"GET", self._prefix + LEDGER))
+        return cast("bytes | None", found)
 
     async def read(self) -> dict[bytes, bytes]:
         """All rows by their keys."""
         rows: dict[bytes, bytes] = {}
         for some in _chunks(await self._keys()):
-            found = cast("list[bytes | None]", await self._client.mget(some))
+            (found,) = await self._store.ask((b"MGET", *some))
             rows.update({key.removeprefix(self._prefix): row for key, row in zip(some, found, strict=True) if row is not None})
         return rows
 
     async def _keys(self) -> list[bytes]:
         """Names of rows; SCAN may tell one twice."""
-        found = {key async for key in self._client.scan_iter(match=_literally(self._prefix) + b"*", count=KEYS_AT_ONCE)}
+        found: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            ((cursor, some),) = await self._store.ask((b"SCAN", cursor, b"MATCH", _literally(self._prefix) + b"*", b"COUNT", KEYS_AT_ONCE))
+            found.update(some)
+            if cursor == b"0":
+                break
         return sorted(found - {self._prefix + name for name in NO_ROWS})
 
     async def forget(self) -> int:
         """Delete ledger and rows, the ledger first. Returns how many rows there were."""
-        await self._client.delete(self._prefix + LEDGER)
+        await self._store.ask((b"DEL", self._prefix + LEDGER))
         keys = await self._keys()
         for some in _chunks(keys):
-            await self._client.delete(*some)
-        await self._client.delete(*(self._prefix + name for name in NO_ROWS))
+            await self._store.ask((b"DEL", *some))
+        await self._store.ask((b"DEL", *(self._prefix + name for name in NO_ROWS)))
         return len(keys)
 
     async def replace(self, known: bytes | None, entry: Entry, rows: Mapping[bytes, bytes]) -> None:
@@ -66,37 +71,29 @@ class Rows:
         try:
             await self._take_claim(known)
             for some in _chunks(await self._keys()):
-                await self._guarded({}, deletes=some)
+                await self._guarded((b"DEL", *some))
             for writes in _portions(rows):
-                await self._guarded({self._prefix + key: row for key, row in writes.items()})
-            await self._guarded({self._prefix + LEDGER: ENCODE(entry)}, deletes=[self._prefix + CLAIM])
-        except WatchError as error:
-            raise Rejected("the state was changed by somebody else meanwhile: is the service running, or another rebuild?") from error
-        except (RedisError, OSError, TimeoutError) as error:
-            raise Recoverable(f"the store did not answer: {error!r}. Nothing is in force: run it again") from error
+                await self._guarded((b"MSET", *(word for key, row in writes.items() for word in (self._prefix + key, row))))
+            await self._guarded((b"SET", self._prefix + LEDGER, ENCODE(entry)), (b"DEL", self._prefix + CLAIM))
+        except Recoverable as error:
+            raise Recoverable(f"{error}. Nothing is in force: run it again") from error
 
     async def _take_claim(self, known: bytes | None) -> None:
         """From here on there is no ledger, until it is written again."""
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._prefix + LEDGER)
-            if await pipe.get(self._prefix + LEDGER) != known:
-                raise WatchError("the ledger moved")
-            pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
-            pipe.set(self._prefix + CLAIM, self._claim)
-            pipe.delete(*(self._prefix + name for name in (LEDGER, TRIES, ALONE)))
-            await pipe.execute()
+        gone = (b"DEL", *(self._prefix + name for name in (LEDGER, TRIES, ALONE)))
+        await self._swap(LEDGER, known, (b"SET", self._prefix + CLAIM, self._claim), gone)
 
-    async def _guarded(self, writes: Mapping[bytes, bytes], deletes: Sequence[bytes] = ()) -> None:
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._prefix + CLAIM)
-            if await pipe.get(self._prefix + CLAIM) != self._claim:
-                raise WatchError("another rebuild has begun")
-            pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
-            if writes:
-                pipe.mset(dict(writes))
-            if deletes:
-                pipe.delete(*deletes)
-            await pipe.execute()
+    async def _guarded(self, *writes: Command) -> None:
+        await self._swap(CLAIM, self._claim, *writes)
+
+    async def _swap(self, name: bytes, known: bytes | None, *writes: Command) -> None:
+        """All of `writes` at once, if what is called `name` is `known`. Raises Rejected when it is not."""
+        _, found = await self._store.ask((b"WATCH", self._prefix + name), (b"GET", self._prefix + name))
+        done = None
+        if found == known:
+            *_, done = await self._store.ask((b"MULTI",), *writes, (b"EXEC",), on=self._store.connection)
+        if done is None:
+            raise Rejected("the state was changed by somebody else meanwhile: is the service running, or another rebuild?")
 
 
 def _literally(prefix: bytes) -> bytes:

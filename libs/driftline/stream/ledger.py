@@ -9,19 +9,13 @@ tag, so they lie in one slot of a Redis Cluster.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import hiredis
 import msgspec
-from redis.asyncio import Connection, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, WatchError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.stream.records import Coordinate, Lane
+from driftline.stream.store import Command, Refused, Store
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -93,91 +87,71 @@ def prefix_of(group: str, partition: int) -> bytes:
     return f"{{{group}:{partition}}}:".encode()
 
 
-class _Connection(Connection):
-    """Packs commands in C; for asyncio redis does it in Python, for half a microsecond a word. (Those of other URLs than redis:// stay.)"""
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        """One command in the protocol's bytes."""
-        name = args[0] if isinstance(args[0], bytes) else str(args[0]).encode()
-        return [hiredis.pack_command((*name.split(), *args[1:]))]  # CONFIG GET are two words
-
-
-def connect(url: str) -> Redis:
-    """A client that never retries on its own: a reply that was lost must not become a second write."""
-    client: Redis = Redis.from_url(
-        url,
-        connection_class=_Connection,
-        single_connection_client=True,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        socket_timeout=10.0,
-        socket_connect_timeout=5.0,
-    )
-    return client
-
-
 async def refuse_unsafe_store(url: str) -> None:
     """Raises Fatal unless the server keeps what it is given, Recoverable when it does not answer yet."""
-    client = connect(url)
+    store = Store(url)
     try:
-        policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy")
-    except (RedisConnectionError, RedisTimeoutError, OSError) as error:  # among them: it is still loading
-        raise Recoverable(f"DRIFTLINE_REDIS: the store does not answer: {error}") from error
-    except RedisError as error:
+        (told,) = await store.ask(("CONFIG", "GET", "maxmemory-policy"))
+    except Refused as error:
+        if "LOADING" in str(error):
+            raise
         raise Fatal(f"DRIFTLINE_REDIS: cannot ask for maxmemory-policy: {error}") from error
     finally:
-        await client.aclose()
+        await store.close()
+    policy = told[1].decode() if len(told) == 2 else "unknown"
     if policy != "noeviction":
         raise Fatal(f"DRIFTLINE_REDIS: maxmemory-policy is {policy}; set it to noeviction, for an evicted row is a wrong feature")
 
 
 class RedisLedger:
-    """`Ledger` on a Redis-protocol server."""
+    """
+    `Ledger` on a Redis-protocol server.
 
-    def __init__(self, client: Redis, group: str, partition: int) -> None:
-        self._client = client
+    The entry is watched from when it was read, and watched and read again in the same round trip as each commit. So to compare and set
+    costs a commit no question of its own: MULTI and EXEC do nothing when anybody touched the entry since it was last seen to be ours.
+    """
+
+    def __init__(self, store: Store, group: str, partition: int) -> None:
+        self._store = store
         self._prefix = prefix_of(group, partition)
         self._key = self._prefix + LEDGER
         self._tries, self._alone = self._prefix + TRIES, self._prefix + ALONE
         self._counted: list[bytes] = []
         self._known: bytes | None = None
+        self._watched_on = 0  # the connection that watches
+        self._look: tuple[Command, Command] = ((b"WATCH", self._key), (b"GET", self._key))
 
     async def open(self) -> Entry | None:
-        self._known = await self._ask(self._client.get(self._key))
+        _, self._known = await self._store.ask(*self._look)
+        self._watched_on = self._store.connection
         return None if self._known is None else decoded(self._known)
 
     async def rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = await self._ask(self._client.mget([self._key, *(self._prefix + key for key in keys)]))
+        (found,) = await self._store.ask((b"MGET", self._key, *(self._prefix + key for key in keys)))
         if found[0] != self._known:
             raise Fenced("another process moved the ledger")
-        return found[1:]
+        rows: list[bytes | None] = found[1:]
+        return rows
 
     async def check(self) -> None:
-        if await self._ask(self._client.get(self._key)) != self._known:
+        if await self._store.ask((b"GET", self._key)) != [self._known]:
             raise Fenced("another process moved the ledger")
 
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         after = ENCODE(entry)
-        writes = {self._prefix + key: row for key, row in rows.items() if row is not None}
+        writes = [word for key, row in rows.items() if row is not None for word in (self._prefix + key, row)]
         deletes = [self._prefix + key for key, row in rows.items() if row is None]
-        async with self._client.pipeline(transaction=True) as pipe:
-            try:
-                await pipe.watch(self._key)
-                if await pipe.get(self._key) != self._known:
-                    raise Fenced("another process moved the ledger")
-                pipe.multi()  # type: ignore[no-untyped-call]  # redis leaves it without types
-                pipe.mset({**writes, self._key: after})
-                if deletes or self._counted:
-                    pipe.delete(*deletes, *self._counted)
-                answers = await pipe.execute()
-            except WatchError as error:
-                raise Fenced("another process moved the ledger during the commit") from error
-            except (RedisError, OSError, TimeoutError) as error:
-                raise Recoverable(f"commit of unknown result: {error!r}") from error
-        if not answers or answers[0] is not True:
-            raise Recoverable(f"commit not acknowledged: {answers!r}")
-        self._known = after
-        self._counted = []
+        commands: list[Command] = [(b"MULTI",), (b"MSET", *writes, self._key, after)]
+        if deletes or self._counted:
+            commands.append((b"DEL", *deletes, *self._counted))
+        *_, done, _, now = await self._store.ask(*commands, (b"EXEC",), *self._look, on=self._watched_on)
+        if done is None:
+            raise Fenced("another process moved the ledger during the commit")
+        if done[0] != b"OK":
+            raise Recoverable("commit not acknowledged")
+        self._known, self._counted = after, []
+        if now != after:
+            raise Fenced("another process moved the ledger behind the commit")
 
     async def count_try(self) -> int:
         return await self._count(self._tries)
@@ -187,20 +161,14 @@ class RedisLedger:
 
     async def _count(self, key: bytes) -> int:
         self._counted = [self._tries, self._alone]
-        count: int = await self._ask(self._client.incr(key))
-        return count
+        (count,) = await self._store.ask((b"INCR", key))
+        return int(count)
 
     async def clear_tries(self) -> None:
-        await self._ask(self._client.delete(self._tries, self._alone))
+        await self._store.ask((b"DEL", self._tries, self._alone))
 
     async def close(self) -> None:
-        await self._client.aclose()
-
-    async def _ask(self, question: Any) -> Any:
-        try:
-            return await question
-        except (RedisError, OSError, TimeoutError) as error:
-            raise Recoverable(f"the store did not answer: {error!r}") from error
+        await self._store.close()
 
 
 class MemoryStore:

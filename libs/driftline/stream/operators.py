@@ -21,9 +21,10 @@ from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Core, Effects
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, LogReader, SetAside, Sink, Source, describe, letters_lately
-from driftline.stream.ledger import RedisLedger, connect, refuse_unsafe_store
+from driftline.stream.ledger import RedisLedger, refuse_unsafe_store
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
+from driftline.stream.store import Store
 from driftline.stream.turns import Turns
 from driftline.stream.worker import Operator, Worker
 
@@ -152,7 +153,7 @@ class Operators:
             core=lambda partition: wiring.core(partition, cluster.partitions[topics.events.name]),
             source=lambda partition: Source(settings.kafka, wiring.reads.name, partition, group=group),
             sink=lambda partition: Sink(settings.kafka, written, encoder, f"{group}-{partition}"),
-            ledger=None if wiring.row_format is None else lambda partition: RedisLedger(connect(settings.redis), group, partition),
+            ledger=None if wiring.row_format is None else lambda partition: RedisLedger(Store(settings.redis), group, partition),
             decoder=Decoder(wiring.reads, self._registry, self._pipeline),
             dead_letters=DeadLetters(self._pipeline.name, wiring.service, wiring.source, settings.dead_letters_max),
             before=wiring.before,

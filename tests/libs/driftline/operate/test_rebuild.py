@@ -41,9 +41,10 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
 from driftline.stream.batch import Column, Messages, Varlen
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, committed_metadata, ensure_topics
-from driftline.stream.ledger import ALONE, LEDGER, TRIES, connect, decoded, prefix_of
+from driftline.stream.ledger import ALONE, LEDGER, TRIES, decoded, prefix_of
 from driftline.stream.operators import group_of
 from driftline.stream.records import Encoder
+from driftline.stream.store import Store
 
 ROOT = Path(__file__).parents[4]
 START_MS = 1_356_998_400_000
@@ -168,7 +169,7 @@ class Loop:
         """Whether everything that is there was taken, from the events to the last report. What moves early is asked for first."""
         answered = await committed_metadata(self.addresses.kafka, f"{self.pipeline.name}-inference")
         stands = {}
-        client = connect(self.addresses.redis)
+        client = Redis.from_url(self.addresses.redis)
         for wiring in (wiring for service in STATEFUL for wiring in self.wirings(service)):
             for number in range(PARTITIONS if wiring.reads.partitioned else 1):
                 ledger = await client.get(prefix_of(group_of(wiring, self.pipeline), number) + b"ledger")
@@ -183,7 +184,7 @@ class Loop:
 
     async def store(self) -> dict[bytes, bytes]:
         """All that the store has of this pipeline, under its names without the pipeline's."""
-        client: Redis = connect(self.addresses.redis)
+        client = Redis.from_url(self.addresses.redis)
         name = self.pipeline.name.encode()
         try:
             keys = sorted({key async for key in client.scan_iter(match=b"{" + name + b"-*")})
@@ -193,13 +194,13 @@ class Loop:
 
     async def lose(self, *keys: bytes) -> None:
         """Delete `keys`; all of this pipeline's when none is named."""
-        client: Redis = connect(self.addresses.redis)
+        client = Redis.from_url(self.addresses.redis)
         if lost := keys or list(await self.store()):
             await client.delete(*lost)
         await client.aclose()
 
     async def put(self, key: bytes, value: bytes) -> None:
-        client: Redis = connect(self.addresses.redis)
+        client = Redis.from_url(self.addresses.redis)
         await client.set(key, value)
         await client.aclose()
 
@@ -454,10 +455,10 @@ async def test_a_rebuild_that_was_interrupted_leaves_no_ledger(loop: Loop, monke
     monkeypatch.setattr(rows_module, "KEYS_AT_ONCE", 10)
     written = rows_module.Rows._guarded
 
-    async def dies(self: rows_module.Rows, writes: Any, deletes: Sequence[bytes] = ()) -> None:
-        if any(name.endswith(b":ledger") for name in writes):
+    async def dies(self: rows_module.Rows, *writes: Any) -> None:
+        if any(word.endswith(b":ledger") for command in writes for word in command):
             raise Recoverable("killed here")
-        await written(self, writes, deletes)
+        await written(self, *writes)
 
     monkeypatch.setattr(rows_module.Rows, "_guarded", dies)
     with pytest.raises(Recoverable):
@@ -490,11 +491,11 @@ async def test_of_two_rebuilds_at_once_one_stops_and_the_state_is_whole(loop: Lo
     await loop.put(spoilt, b"spoilt")
     written, begun = rows_module.Rows._guarded, []
 
-    async def overtaken(self: rows_module.Rows, writes: Any, deletes: Sequence[bytes] = ()) -> None:
+    async def overtaken(self: rows_module.Rows, *writes: Any) -> None:
         if not begun:
             begun.append(True)
             await loop.rebuild("feature", partition=0)
-        await written(self, writes, deletes)
+        await written(self, *writes)
 
     monkeypatch.setattr(rows_module.Rows, "_guarded", overtaken)
     with pytest.raises(Rejected, match="another rebuild"):
@@ -639,19 +640,19 @@ async def test_forgetting_that_is_interrupted_leaves_what_the_service_refuses(lo
     """
     The offset is the last to go: rows that are half deleted are never taken for a new partition.
     """
-    deleted = Redis.delete
-    calls: list[int] = []
+    asked = Store.ask
+    deletes: list[int] = []
 
-    async def dies(self: Any, *names: Any) -> Any:
-        calls.append(len(names))
-        if len(calls) > 1:
+    async def dies(self: Store, *commands: Any, on: int | None = None) -> Any:
+        deletes.extend(len(command) for command in commands if command[0] == b"DEL")
+        if len(deletes) > 1:
             raise Recoverable("killed here")
-        return await deleted(self, *names)
+        return await asked(self, *commands, on=on)
 
-    monkeypatch.setattr(Redis, "delete", dies)
+    monkeypatch.setattr(Store, "ask", dies)
     with pytest.raises(Recoverable):
         await forget(loop.addresses, loop.pipeline, ["feature"], 0)
-    monkeypatch.setattr(Redis, "delete", deleted)
+    monkeypatch.setattr(Store, "ask", asked)
     with pytest.raises(AssertionError, match="the state was lost"):
         await refused_run(loop)
 

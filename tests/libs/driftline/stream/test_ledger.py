@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from driftline.errors import Fatal, Recoverable
-from driftline.stream.ledger import Entry, Fenced, Ledger, MemoryLedger, MemoryStore, RedisLedger, connect, refuse_unsafe_store
+from driftline.stream.ledger import Entry, Fenced, Ledger, MemoryLedger, MemoryStore, RedisLedger, refuse_unsafe_store
+from driftline.stream.store import Command, Store
 
 Make = Callable[[], Ledger]
 
@@ -24,7 +26,7 @@ async def redis_ledger(redis_url: str) -> AsyncIterator[Callable[[str], RedisLed
     made: list[RedisLedger] = []
 
     def one(group: str) -> RedisLedger:
-        made.append(RedisLedger(connect(redis_url), group, 0))
+        made.append(RedisLedger(Store(redis_url), group, 0))
         return made[-1]
 
     yield one
@@ -126,41 +128,58 @@ async def test_a_commit_clears_the_tries_in_the_same_write(make: Make):
     assert [await make().count_try(), await make().count_alone()] == [1, 1]
 
 
-async def test_a_commit_between_compare_and_write_is_noticed(redis_ledger: Callable[[str], RedisLedger]):
+class Overtaken(Store):
+    """A store's client on which somebody else does something just before or just behind EXEC."""
+
+    def __init__(self, url: str, meanwhile: Callable[[], Awaitable[None]], *, behind: bool) -> None:
+        super().__init__(url)
+        self._meanwhile = meanwhile
+        self._behind = behind
+
+    async def ask(self, *commands: Command, on: int | None = None) -> list[Any]:
+        if (b"EXEC",) not in commands:
+            return await super().ask(*commands, on=on)
+        at = commands.index((b"EXEC",)) + self._behind
+        first = await super().ask(*commands[:at], on=on)
+        await self._meanwhile()
+        return first + await super().ask(*commands[at:], on=on)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_commit_of_somebody_else_right_before_or_behind_ours_is_noticed(
+    redis_url: str, redis_ledger: Callable[[str], RedisLedger], behind: bool
+):
     """
-    A nil EXEC is no success: the ledger moved after it was compared.
+    A nil EXEC is no success; and what was written before the entry is watched again is not what is known of it.
     """
     group = f"test-{uuid.uuid4()}"
-    slow, quick = redis_ledger(group), redis_ledger(group)
+    quick = redis_ledger(group)
+
+    async def overtake() -> None:
+        await quick.open()
+        await quick.commit(entry(9), {b"a": b"quick"})
+
+    store = Overtaken(redis_url, overtake, behind=behind)
+    slow = RedisLedger(store, group, 0)
     await slow.open()
-    await quick.open()
-    client = slow._client
-    plain = client.pipeline
-
-    class Overtaken:
-        """The pipeline of `slow`, with a commit by `quick` just before EXEC."""
-
-        def __init__(self, pipe) -> None:
-            self._pipe = pipe
-
-        async def __aenter__(self):
-            await self._pipe.__aenter__()
-            return self
-
-        async def __aexit__(self, *error):
-            await self._pipe.__aexit__(*error)
-
-        async def execute(self):
-            await quick.commit(entry(1), {b"a": b"quick"})
-            return await self._pipe.execute()
-
-        def __getattr__(self, name):
-            return getattr(self._pipe, name)
-
-    client.pipeline = lambda **options: Overtaken(plain(**options))
     with pytest.raises(Fenced):
         await slow.commit(entry(2), {b"a": b"slow"})
     assert await quick.rows([b"a"]) == [b"quick"]
+    await store.close()
+
+
+async def test_on_another_connection_nothing_is_committed(redis_url: str):
+    """
+    The watch went with the connection that was lost.
+    """
+    group, store = f"test-{uuid.uuid4()}", Store(redis_url)
+    ledger = RedisLedger(store, group, 0)
+    await ledger.open()
+    await store.close()
+    with pytest.raises(Recoverable, match="the connection to the store was lost"):
+        await ledger.commit(entry(1), {b"a": b"1"})
+    assert await ledger.rows([b"a"]) == [None]
+    await ledger.close()
 
 
 async def test_a_store_that_may_evict_is_refused(redis_url: str):
@@ -168,21 +187,21 @@ async def test_a_store_that_may_evict_is_refused(redis_url: str):
     The setting is named; noeviction is accepted.
     """
     await refuse_unsafe_store(redis_url)
-    client = connect(redis_url)
+    store = Store(redis_url)
     try:
-        await client.config_set("maxmemory-policy", "allkeys-lru")
+        await store.ask(("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"))
         with pytest.raises(Fatal, match="noeviction"):
             await refuse_unsafe_store(redis_url)
     finally:
-        await client.config_set("maxmemory-policy", "noeviction")
-        await client.aclose()
+        await store.ask(("CONFIG", "SET", "maxmemory-policy", "noeviction"))
+        await store.close()
 
 
 async def test_a_store_that_does_not_answer_is_recoverable():
     """
     Nobody listens there: try again later, and do not guess.
     """
-    ledger = RedisLedger(connect("redis://127.0.0.1:1/0"), "group", 0)
+    ledger = RedisLedger(Store("redis://127.0.0.1:1/0"), "group", 0)
     with pytest.raises(Recoverable):
         await ledger.open()
     await ledger.close()
