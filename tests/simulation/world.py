@@ -507,6 +507,7 @@ def settings(**more: Any) -> SimpleNamespace:
         ops_port=0,
         run_dir="",
         model_public_key="",
+        device="cpu",
         model_store="",
         **more,
     )
