@@ -137,7 +137,7 @@ class Driftline:
         self.pipeline = pipeline()
         self._topics = Topics.of(self.pipeline)
         self.champion = Champion(self.pipeline, bench.stack.folder)
-        self._environment = {"DRIFTLINE_PIPELINES": str(PIPELINES), "DRIFTLINE_REPLAY": "true", **self.champion.environment}
+        self.environment = {"DRIFTLINE_PIPELINES": str(PIPELINES), "DRIFTLINE_REPLAY": "true", **self.champion.environment}
 
     async def prepare(self) -> None:
         """Topics, upstream records, a model in force from the first tick on, and a clock that says how far the log goes."""
@@ -158,17 +158,21 @@ class Driftline:
         """Start a service on what the one before it left, and wait until it has done all of it."""
         bench = self._bench
         command = [sys.executable, "-m", "driftline", "run", service, "--pipeline", "payments", "--log-level", "warning"]
-        child = bench.stack.spawn(service, command, self._environment)
+        child = bench.stack.spawn(service, command, self.environment)
         try:
             meter = Meter(bench.kafka, SERVICES[service], 1, {"client": child.pid, **bench.servers})
             return await meter.until(bench.payments.n, PATIENCE_S)
         finally:
-            await asyncio.to_thread(_end, child)
+            await asyncio.to_thread(end, child)
+
+    async def check_rows(self) -> None:
+        """Every payment has its row, as the plain program has it. Raises Differs."""
+        rows = await self._table("features", "row")
+        _same(self.pipeline.layout.matrix(rows["row"]), _ids(rows["id"]), self._bench.payments.rows, self._bench.payments.ids(), "rows")
 
     async def check(self) -> None:
         """Every payment has its row and its score, as the plain program has them. Raises Differs."""
-        rows = await self._table("features", "row")
-        _same(self.pipeline.layout.matrix(rows["row"]), _ids(rows["id"]), self._bench.payments.rows, self._bench.payments.ids(), "rows")
+        await self.check_rows()
         scores = await self._table("predictions", "prediction")
         _same(np.asarray(scores["score"])[:, None], _ids(scores["id"]), expected_scores(self._bench), self._bench.payments.ids(), "scores")
 
@@ -186,7 +190,8 @@ def _ids(column: Varlen) -> list[str]:
     return column.texts()
 
 
-def _end(child: Child) -> None:
+def end(child: Child) -> None:
+    """Let it drain."""
     child.terminate()
     child.wait(20)
 
@@ -227,7 +232,7 @@ async def measure_peer(bench: Bench, peer: Peer, hop: str, number: int) -> Cost:
         try:
             cost = await Meter(bench.kafka, target, 1, {"client": child.pid, **bench.servers}).until(n, PATIENCE_S)
         finally:
-            await asyncio.to_thread(_end, child)
+            await asyncio.to_thread(end, child)
     await _check_peer(bench, hop, payments, target)
     return cost
 

@@ -18,6 +18,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client 
 
 FAST_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
+
 Kind = Literal["counter", "gauge", "histogram"]
 
 
@@ -83,6 +85,14 @@ METRICS = (
         ("pipeline", "service", "stage"),
         "Where a batch spends its time: decode, open, step, send or commit.",
         FAST_S,
+    ),
+    Metric(
+        "driftline_batch_messages",
+        "histogram",
+        "messages",
+        ("pipeline", "service"),
+        "How many records a batch had: what had arrived, up to the limit. Few while the service keeps up with ease.",
+        BATCHES,
     ),
     Metric(
         "driftline_lag_seconds",

@@ -29,6 +29,7 @@ from driftline.stream.turns import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
+REST_S = 0.05  # a report is of a window of hours
 REFERENCES_MAX = 1_000  # a reference is of one model; digests that nobody signed are remembered too
 
 
@@ -61,6 +62,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.JOURNAL,
         core=lambda partition, _: AnswersDrift(pipeline, partition, reference),
         row_format=ROW_FORMAT,
+        rest_s=REST_S,
         reach_ms=pipeline.window_ms,
     )
     examples = Wiring(
@@ -71,6 +73,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.EXAMPLES,
         core=lambda partition, _: ExamplesDrift(pipeline, partition),
         row_format=ROW_FORMAT,
+        rest_s=REST_S,
     )
     merge = Wiring(
         service="drift",
@@ -80,6 +83,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.SUMMARIES,
         core=lambda _, partitions: Merge(pipeline, partitions, reference),
         row_format=ROW_FORMAT,
+        rest_s=REST_S,
         observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
     return [answers, examples, merge]

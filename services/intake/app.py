@@ -28,7 +28,18 @@ from driftline.metrics import metric
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Refused
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import SILENCE_S, LogReader, Publisher, SetAside, Sink, Source, committed_metadata, describe, letters_lately
+from driftline.stream.kafka import (
+    SILENCE_S,
+    Ends,
+    LogReader,
+    Publisher,
+    SetAside,
+    Sink,
+    Source,
+    committed_metadata,
+    describe,
+    letters_lately,
+)
 from driftline.stream.letterbox import Letterbox
 from driftline.stream.parse import Parser
 from driftline.stream.process import Ops, Process
@@ -41,6 +52,8 @@ WAITING_MAX = 50_000  # records of one source that wait for the others
 WAITING_BYTES_MAX = 64 << 20
 POLL_MAX = 5_000
 POLL_MS = 100
+PARSED_AT_ONCE_MAX = 200  # records: a millisecond or two, which a thread would not be worth
+MARK_EVERY_S = 0.1  # how often offsets are committed at most
 COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
 PII_KEY_BYTES = 32
 
@@ -150,6 +163,7 @@ class IntakePart:
         self._clock_records: deque[Horizon] = deque()
         self._deployments: LogReader | None = None
         self._deployment = 0
+        self._ends: Ends | None = None
         sealed = [stream.topic for stream in pipeline.streams if stream.pii]
         key = _letter_key(settings.pii_key) if sealed else b""
         self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key=key, sealed=sealed)
@@ -157,6 +171,8 @@ class IntakePart:
         self._counted_at = 0.0
         self._heard_at = 0.0
         self._waiting_since: float | None = None  # for what a source holds and does not give
+        self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
+        self._marked_at = 0.0
         self.ready = False
 
     async def run(self) -> None:
@@ -191,12 +207,15 @@ class IntakePart:
             pumps = [asyncio.create_task(upstream.pump()) for upstream in self._upstreams.values()]
             stack.push_async_callback(_cancel, pumps)
             self.ready = True
+            self._marked.clear()
             while not self._stopping:
                 _raise_failed(pumps)
                 await self._count_again()
+                await self._mark_at_times(intake)
                 horizon = await self._horizon(intake)
                 if horizon is not None:
                     await self._go_to(horizon, intake, sink, pumps)
+            await self._mark(intake)
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Intake:
         """Stand where the committed offsets say, with the last tick and each source's newest time from their metadata."""
@@ -210,9 +229,12 @@ class IntakePart:
             raise Recoverable(f"the upstream topics {', '.join(missing)} do not exist yet")
         origins = [(stream.number, partition) for stream in streams for partition in range(self._partitions[stream.topic])]
         ticks, newest = [], {}
+        self._ends = Ends(self._settings.kafka, committed_only=True)
+        stack.push_async_callback(self._ends.stop)
+        await self._ends.start()
         for origin in origins:
             topic = streams[origin[0]].topic
-            source = Source(self._settings.kafka, topic, origin[1], group=self._group, wait_ms=50, committed_only=True)
+            source = Source(self._settings.kafka, topic, origin[1], group=self._group, committed_only=True)
             stack.push_async_callback(source.stop)
             await source.start()
             upstream = Upstream(source, origin, topic, self._wake)
@@ -316,7 +338,9 @@ class IntakePart:
             await asyncio.wait_for(self._wake.wait(), min(due_s, 1.0))
         self._wake.clear()
         now_ms, known = self._clock.now_ms(), {origin: upstream.known for origin, upstream in self._upstreams.items()}
-        asked = await asyncio.gather(*(upstream.source.end_now() for upstream in self._upstreams.values()))
+        if self._ends is None:
+            raise Fatal("nobody can be asked for the ends of the sources")
+        asked = await self._ends.now([(upstream.topic, upstream.origin[1]) for upstream in self._upstreams.values()])
         ends = dict(zip(self._upstreams, asked, strict=True))
         await self._read_deployments()
         return Horizon(FOREVER, now_ms, now_ms, self._deployment, ends, known)
@@ -338,7 +362,7 @@ class IntakePart:
 
         while not self._stopping:
             _raise_failed(pumps)
-            read, refused = await self._read(horizon, intake, sink)
+            read = await self._read(horizon, intake, sink)
             done = all(map(complete, self._upstreams))
             bound, holder = intake.bound(complete, horizon.until), intake.holder(complete, horizon.until)
             ticks_to = horizon.ticks_to if done else None
@@ -348,16 +372,24 @@ class IntakePart:
             if len(emitted):
                 await sink.send(emitted.messages, 0, self._clock.now_ms())
                 self._tally(emitted.taken, emitted.late)
-            if len(emitted) or refused:
-                await self._mark(intake)
+            await self._mark_at_times(intake)
             if len(emitted) or read or done:
                 self._waiting_since = None
+            elif self._knows_more(horizon):  # or else a backlog of more than may wait would wait for itself
+                self._wake.set()
+                return
             else:
                 await self._wait()
-            if done and not len(emitted):
-                if any(map(intake.waiting, self._upstreams)):  # what was not known yet is known now
+            waiting = any(map(intake.waiting, self._upstreams))
+            if done and (not len(emitted) or (not waiting and len(emitted) < EMIT_MAX)):  # else there may be more up to the horizon
+                if waiting:  # what was not known yet is known now
                     self._wake.set()
                 return
+
+    def _knows_more(self, horizon: Horizon) -> bool:
+        """Whether something was read since the ends were asked for: asked again, it may go."""
+        known = horizon.known
+        return known is not None and any(upstream.known > known[origin] for origin, upstream in self._upstreams.items())
 
     async def _wait(self) -> None:
         """Until something arrives, for a moment. Raises Recoverable when nothing has for too long: a consumer may have gone deaf."""
@@ -370,21 +402,23 @@ class IntakePart:
             await asyncio.wait_for(self._wake.wait(), 0.2)
         self._wake.clear()
 
-    async def _read(self, horizon: Horizon, intake: Intake, sink: Sink) -> tuple[int, int]:
-        """
-        Hand what has arrived to the merge; what cannot be taken goes to the dead letters. Returns how many were read and refused.
-        """
-        read = count = 0
+    async def _read(self, horizon: Horizon, intake: Intake, sink: Sink) -> int:
+        """Hand what has arrived to the merge; what cannot be taken goes to the dead letters. Returns how many were read."""
+        read = 0
         for origin, upstream in self._upstreams.items():
             while intake.waiting(origin) < WAITING_MAX and intake.held_bytes(origin) < WAITING_BYTES_MAX:
                 polled = upstream.take(horizon.ends[origin])
                 if polled is None:
                     break
-                arrived, refused = await asyncio.to_thread(self._parsers[origin[0]].parse, polled, horizon.clock_ms)
+                parse = self._parsers[origin[0]].parse
+                in_thread = len(polled) > PARSED_AT_ONCE_MAX
+                arrived, refused = (
+                    await asyncio.to_thread(parse, polled, horizon.clock_ms) if in_thread else parse(polled, horizon.clock_ms)
+                )
                 intake.add(origin, arrived)
                 await self._refuse(upstream, polled, refused, sink)
-                read, count = read + len(polled), count + len(refused)
-        return read, count
+                read += len(polled)
+        return read
 
     async def _refuse(self, upstream: Upstream, polled: Polled, refused: Sequence[Refused], sink: Sink) -> None:
         letters = self._letters.of(upstream.topic, upstream.origin[1], polled, refused, source=UPSTREAM + upstream.origin[0])
@@ -394,15 +428,28 @@ class IntakePart:
             self._count("dead_lettered", upstream.topic, len(refused))
 
     async def _mark(self, intake: Intake) -> None:
-        """Commit, for each source, the offset up to which all is on the log, with the last tick and the source's newest time."""
+        """
+        Commit, for each source of which there is news, the offset up to which all is on the log, with the last tick and the source's
+        newest time.
+        """
+        self._marked_at = self._clock.monotonic_s()
         if intake.tick is None:
             return
         standing = {origin: intake.standing(origin, upstream.position) for origin, upstream in self._upstreams.items()}
         same = {"tick": intake.tick, "partitions": self._partitions[self._topics.events.name]}
-        notes = {origin: json.dumps({**same, "newest": newest}) for origin, (_, newest) in standing.items()}
-        await asyncio.gather(*(upstream.source.mark(standing[origin][0], notes[origin]) for origin, upstream in self._upstreams.items()))
+        marks = {origin: (offset, json.dumps({**same, "newest": newest})) for origin, (offset, newest) in standing.items()}
+        news = {origin: mark for origin, mark in marks.items() if mark != self._marked.get(origin)}
+        await asyncio.gather(*(self._upstreams[origin].source.mark(*mark) for origin, mark in news.items()))
+        self._marked |= news
+
+    async def _mark_at_times(self, intake: Intake) -> None:
+        """What is on the log and not committed is sent again by the next process: some copies, for a request less a stretch."""
+        if self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
+            await self._mark(intake)
 
     def _tally(self, taken: Mapping[Origin, int], late: int) -> None:
+        if taken:
+            metric("driftline_batch_messages").labels(pipeline=self._pipeline.name, service="intake").observe(sum(taken.values()))
         for origin, n in taken.items():
             self._count("applied", self._upstreams[origin].topic, n)
         metric("driftline_merge_late_total").labels(pipeline=self._pipeline.name).inc(late)

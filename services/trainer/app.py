@@ -33,7 +33,7 @@ from driftline.stream.process import Ops, Process
 from . import core
 from .dataset import History
 
-COMMAND_WAIT_S = 0.2
+COMMAND_WAIT_S = 0.5
 LABELS_WAIT_S = 30.0  # for labels that are on their way when a command comes
 
 
@@ -129,7 +129,7 @@ class Trainer:
         self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, clock, client=f"{pipeline.name}-trainer")
         letters = DeadLetters(pipeline.name, "trainer", Source.RETRAIN, letters_max)
         letterbox = Letterbox(letters, self._publisher, topics.retrain, kafka, topics, clock)
-        self._commands = LogReader(kafka, topics.retrain, registry, set_aside=letterbox.put)
+        self._commands = LogReader(kafka, topics.retrain, registry, wait_ms=1_000, set_aside=letterbox.put)
         self._followed = {topic.kind: LogReader(kafka, topic, registry) for topic in _followed(topics)}
         self._rows = Rows(pipeline, kafka, registry)
         self._state = core.State()

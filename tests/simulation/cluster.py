@@ -198,6 +198,12 @@ class Consumer:
     def assign(self, partitions: list[TopicPartition]) -> None:
         self._assigned = list(partitions)
 
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Nothing is fetched before it is asked for here, so there is nothing to pause."""
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Likewise."""
+
     def seek(self, at: TopicPartition, offset: int) -> None:
         self._positions[at] = offset
 

@@ -83,7 +83,7 @@ class Source:
     """
 
     def __init__(
-        self, kafka: str, topic: str, partition: int, *, group: str | None = None, wait_ms: int = 500, committed_only: bool = False
+        self, kafka: str, topic: str, partition: int, *, group: str | None = None, wait_ms: int = 1_000, committed_only: bool = False
     ) -> None:
         self._at = TopicPartition(topic, partition)
         self._where = f"{topic}[{partition}]"
@@ -155,6 +155,36 @@ class Source:
         """Commit the group's offset."""
         async with answering(f"{self._where}: offset not committed"):
             await self._consumer.commit({self._at: OffsetAndMetadata(offset, metadata)})
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await stop_consumer(self._consumer)
+
+
+class Ends:
+    """
+    Says where partitions end, asked on a connection of its own: a broker answers what comes on one connection in turn, so beside a fetch
+    that waits for records the question would wait as long. All methods raise Recoverable.
+    """
+
+    def __init__(self, kafka: str, *, committed_only: bool = False) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=kafka,
+            enable_auto_commit=False,
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
+        )
+
+    async def start(self) -> None:
+        """Connect."""
+        async with answering("cannot connect to Kafka"):
+            await self._consumer.start()
+
+    async def now(self, places: Sequence[tuple[str, int]]) -> list[int]:
+        """The ends of these partitions, by topic and number."""
+        at = [TopicPartition(topic, partition) for topic, partition in places]
+        async with answering("the ends of the sources"):
+            found = await self._consumer.end_offsets(at)
+        return [found[one] for one in at]
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -336,6 +366,7 @@ class LogReader:
         for at in self._partitions:
             self.positions[at.partition] = starts.get(at.partition, beginnings[at])
             self._consumer.seek(at, self.positions[at.partition])
+        self._consumer.pause(*self._partitions)  # until somebody reads: it would ask ahead, and again and again at the end
 
     async def end_offsets(self) -> dict[int, int]:
         """The end of each partition, asked now."""
@@ -348,13 +379,16 @@ class LogReader:
         goal = dict(ends) if ends is not None else await self.end_offsets()
         self._heard_at = asyncio.get_running_loop().time()
         batches: dict[int, list[Batch]] = defaultdict(list)
+        self._open().resume(*self._partitions)
         while any(self.positions[partition] < end for partition, end in goal.items()):
             for partition, batch in await self._poll(1_000, goal):
                 batches[partition].append(batch)
+        self._open().pause(*self._partitions)
         return {partition: joined(parts) for partition, parts in batches.items()}
 
     async def next(self, timeout_s: float = 0.2) -> list[Batch]:
         """Whatever has arrived that is no copy, or nothing after `timeout_s`."""
+        self._open().resume(*self._partitions)
         return [batch for _, batch in await self._poll(int(timeout_s * 1000), None)]
 
     async def _poll(self, timeout_ms: int, goal: Mapping[int, int] | None) -> list[tuple[int, Batch]]:

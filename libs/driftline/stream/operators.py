@@ -67,6 +67,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
     row_format: int | None = None  # None: no state, no ledger
     before: Callable[[Batch], Awaitable[None]] | None = None
     observe: Callable[[int, Any, Effects], None] | None = None  # partition, core, what it did
+    rest_s: float = 0.0  # between batches of few records, where nobody waits for what is made of them
     reach_ms: int | None = None  # how far back in its log what it makes may look; None: to the log's start
 
 
@@ -159,6 +160,7 @@ class Operators:
             before=wiring.before,
             observe=wiring.observe,
             records_max=settings.records_max,
+            rest_s=wiring.rest_s,
             turns=self._turns,
         )
 
@@ -212,7 +214,7 @@ class Follower:
             goal = await self._reader.end_offsets()
             while not self._stopping:
                 self.ready = self.ready or all(self._reader.positions[partition] >= end for partition, end in goal.items())
-                for batch in await self._reader.next(0.2):
+                for batch in await self._reader.next(0.5):
                     await asyncio.to_thread(self._take, batch)
                 self._taken_to = dict(self._reader.positions)
                 self._news.set()

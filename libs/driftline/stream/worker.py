@@ -47,7 +47,11 @@ ROW_BYTES_UNKNOWN = 4 << 10  # what a row may have, until the first commit has s
 TRIES_BEFORE_CAUTION = 2
 ALONE_MAX = 2  # deaths with one record alone in hand, after which it is set aside
 IDLE_CHECK_S = 1.0
-MARK_EVERY_S = 1.0
+MARK_EVERY_S = 1.0  # with a ledger, for lag tools
+MARK_ALONE_EVERY_S = 0.1  # without: what is not committed is made again by the next process
+END_CHECK_S = 5.0
+RESTED_BELOW = 20  # records: a batch of so few costs what one of twice as many would
+POLL_MS = 500
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -71,6 +75,7 @@ class Operator:
     before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
     observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
+    rest_s: float = 0.0  # after a batch of few records, where nobody waits for what is made of the next ones
     turns: Turns = field(default_factory=Turns)  # of all the partitions of the process
 
 
@@ -122,11 +127,13 @@ class Worker:
 
     async def _go_on(self, session: _Session) -> None:
         while not self._stopping.is_set():
-            moved = await session.round()
+            taken = await session.round()
             self._position = session.position
-            if moved or not self.behind:
+            if taken or not self.behind:
                 self._moved_at = self._clock.monotonic_s()
             self._observe(session)
+            if 0 < taken < RESTED_BELOW and self._operator.rest_s:
+                await self._pause(self._operator.rest_s)
         await session.mark()
 
     def _observe(self, session: _Session) -> None:
@@ -197,7 +204,7 @@ class _Session:
         self._tries = 0
         self._row_bytes: float = ROW_BYTES_UNKNOWN  # of a row, in the last commit
         self._end = 0  # as last asked for
-        self._idle_since = self._marked_at = self._heard_at = clock.monotonic_s()
+        self._idle_since = self._marked_at = self._heard_at = self._ended_at = clock.monotonic_s()
         self._marked = -1
         self.position = 0
         self.applied_ms = clock.now_ms()  # timestamp of the last record applied
@@ -211,6 +218,7 @@ class _Session:
             stage: metric("driftline_step_duration_seconds").labels(pipeline=operator.pipeline, service=operator.service, stage=stage)
             for stage in ("decode", "open", "step", "send", "commit")
         }
+        self._sizes = metric("driftline_batch_messages").labels(pipeline=operator.pipeline, service=operator.service)
         self._read = metric("driftline_messages_read_total").labels(
             pipeline=operator.pipeline, service=operator.service, topic=operator.topic
         )
@@ -312,21 +320,22 @@ class _Session:
             raise Recoverable("another process went on from here")
         return True
 
-    async def round(self) -> bool:
-        """Poll and apply once. True when something was applied."""
-        polled = await self._source.poll(self._records_max, 200)
+    async def round(self) -> int:
+        """Poll and apply once. How many records that were."""
+        polled = await self._source.poll(self._records_max, POLL_MS)
         if polled is None:
             await self._idle()
-            return False
+            return 0
         self._idle_since = self._heard_at = self._clock.monotonic_s()
         async with self._operator.turns.taken():
             if await self._is_poison():
                 await self._give_up(polled)
             else:
                 await self._take(polled)
-        return True
+        return len(polled)
 
     async def _take(self, polled: Polled) -> None:
+        self._sizes.observe(len(polled))
         with self._timed("decode"):
             batch, refused = sifted(self._core, *self._operator.decoder.decode(self._partition, polled))
         if self._operator.before is not None:
@@ -400,10 +409,12 @@ class _Session:
         await self._apply(batch, [Refused(offset, "poison", "stopped the process time and again")], polled)
 
     async def _progress(self) -> None:
+        due = self._clock.monotonic_s() - self._marked_at > (MARK_ALONE_EVERY_S if self._ledger is None else MARK_EVERY_S)
         if self._tries:
-            self._tries = 0  # in the store the commit has cleared them, or the offset that is marked next does
+            self._tries = 0  # in the store the commit has cleared them, or the offset that is marked now does
             self._operator.turns.suspect(self, False)
-        if self._ledger is None or self._clock.monotonic_s() - self._marked_at > MARK_EVERY_S:
+            due = True
+        if due:
             await self.mark()
 
     async def _idle(self) -> None:
@@ -415,6 +426,9 @@ class _Session:
         if self._ledger is not None:
             await self._ledger.check()
         await self.mark()
+        if now - self._ended_at < END_CHECK_S:
+            return
+        self._ended_at = now
         self._end = await self._source.end_now()
         if self.position >= self._end:
             self._heard_at = now

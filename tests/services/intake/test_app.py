@@ -364,24 +364,39 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
     assert [(upstream.payments, 15, "undecodable"), (upstream.payments, 16, "undecodable")] == await upstream.letters()
 
 
+async def test_live_a_backlog_of_more_than_may_wait_does_not_wait_for_itself(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    Only what was read when the ends were asked for may go: so they are asked for again, long before the backlog is read to its end.
+    """
+    monkeypatch.setattr(app, "WAITING_MAX", 20)
+    monkeypatch.setattr(app, "POLL_MAX", 10)
+    monkeypatch.setattr(app, "SILENCE_S", 3_600.0)  # a new session would help itself out
+    for n in range(200):
+        await upstream.put(upstream.payments, 0, payment(n, now_ms()))
+    async with running(upstream.intake()):
+        await until(lambda: has(upstream, {f"p{n}" for n in range(200)}))
+
+
 async def test_live_a_source_whose_end_is_told_late_lets_nothing_overtake(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
     """
     What arrives between the asking of one source's end and of another's is not emitted before what the first one held by then.
     """
     armed: list[bool] = []
-    asked = client.Source.end_now
+    asked = client.Ends.now
 
-    async def end_now(source: client.Source) -> int:
-        if armed and source._at.topic == upstream.prices:
-            armed.clear()
-            await asyncio.sleep(0.3)  # the ends of the others are asked for meanwhile
-            await upstream.put(upstream.payments, 0, payment(1, now_ms()))
-            await asyncio.sleep(0.01)
-            await upstream.put(upstream.prices, 0, price(1, now_ms()))
-            await asyncio.sleep(0.5)  # both are read meanwhile
-        return await asked(source)
+    async def now(ends: client.Ends, places: Sequence[tuple[str, int]]) -> list[int]:
+        found = {}
+        for place in sorted(places, key=lambda one: one[0] == upstream.prices):
+            if armed and place[0] == upstream.prices:  # the ends of the others are told
+                armed.clear()
+                await upstream.put(upstream.payments, 0, payment(1, now_ms()))
+                await asyncio.sleep(0.01)
+                await upstream.put(upstream.prices, 0, price(1, now_ms()))
+                await asyncio.sleep(0.5)  # both are read meanwhile
+            (found[place],) = await asked(ends, [place])
+        return [found[place] for place in places]
 
-    monkeypatch.setattr(client.Source, "end_now", end_now)
+    monkeypatch.setattr(client.Ends, "now", now)
     async with running(upstream.intake()):
         await upstream.put(upstream.payments, 0, payment(0, now_ms()))
         await until(lambda: has(upstream, {"p0"}))
