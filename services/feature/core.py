@@ -97,7 +97,7 @@ class Feature:
         if ticks is not None:
             messages += [_tick_messages(ticks, "features"), _tick_messages(ticks, "journal")]
             self._meta = int(ticks["deployment"][-1]), int(ticks["time"][-1])
-            state[META] = META_FORMAT.pack(*self._meta)
+            state = state.plus(META, META_FORMAT.pack(*self._meta))
         refused = [events.refused[int(offset)] for offset in events.table.offsets[became == tiles.REFUSED]]
         return Effects(state, [one for one in messages if len(one)], refused, _counts(events, became, ticks))
 

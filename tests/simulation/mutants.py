@@ -275,7 +275,7 @@ MUTANTS = (
         "state in memory alone",
         "The deployment in force is not kept with the ledger.",
         f"{FEATURE}:Feature.step",
-        (("state[META] = META_FORMAT.pack(*self._meta)", "pass"),),
+        (("state = state.plus(META, META_FORMAT.pack(*self._meta))", "pass"),),
     ),
     Mutant(
         "seen does not move",

@@ -18,7 +18,7 @@ from driftline.errors import Invalid
 from driftline.features.packing import FAULTS, Layout, Layouts, pack, unpack
 from driftline.features.texts import hash_of
 from driftline.features.tiles import NONE
-from driftline.stream.batch import Ints, Varlen
+from driftline.stream.batch import Ints, Rows, Varlen
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -153,6 +153,21 @@ def _insert(
     return count, words_used, keys_used
 
 
+@njit(_B1(READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, READ_INTS), cache=True, nogil=True)
+def _join(ones: Bytes, one_starts: Ints, one_ends: Ints, others: Bytes, other_starts: Ints, other_ends: Ints, ends: Ints) -> Bytes:
+    """Pieces of one buffer, each with a piece of the other behind it."""
+    out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
+    at = 0
+    for i in range(len(ends)):
+        for place in range(one_starts[i], one_ends[i]):
+            out[at] = ones[place]
+            at += 1
+        for place in range(other_starts[i], other_ends[i]):
+            out[at] = others[place]
+            at += 1
+    return out
+
+
 class Entities:
     """
     All entities of one partition that are in memory. `prefixes` has what the names of their rows begin with, and `layouts` their words, by
@@ -161,6 +176,7 @@ class Entities:
 
     def __init__(self, prefixes: Sequence[bytes], layouts: Sequence[Layout]) -> None:
         self._prefixes = prefixes
+        self._prefix_columns = Varlen.of(prefixes)
         self._layouts = Layouts.of(layouts)
         self._lengths = np.array([len(one.empty) for one in layouts], np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
@@ -258,13 +274,15 @@ class Entities:
         self._stamp += 1
         return slots[: _distinct(slots, self._stamps, self._stamp, n)]
 
-    def rows(self, slots: Ints) -> dict[bytes, bytes | None]:
+    def rows(self, slots: Ints) -> Rows:
         """The rows of `slots` by their names in the store."""
         kinds = self._kinds[slots]
-        rows = pack(self.words, self.base[slots], kinds, self._layouts).tolist()
-        keys = _gathered(self._keys, self._key_starts[slots], self._key_ends[slots] - self._key_starts[slots])
-        prefixes = self._prefixes
-        return {prefixes[kind] + key: row for kind, key, row in zip(kinds.tolist(), keys, rows, strict=True)}
+        prefixes = self._prefix_columns.take(kinds)
+        keys = Varlen(self._keys, self._key_starts[slots], self._key_ends[slots])
+        lengths = prefixes.lengths + keys.lengths
+        ends = np.cumsum(lengths)
+        names = _join(*prefixes.arrays, *keys.arrays, ends)
+        return Rows(Varlen(names, ends - lengths, ends), pack(self.words, self.base[slots], kinds, self._layouts))
 
 
 def _gathered(data: Bytes, starts: Ints, lengths: Ints) -> list[bytes]:

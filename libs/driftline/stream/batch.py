@@ -4,8 +4,9 @@ What passes between the loop and a core: a `Batch` of one partition in, `Effects
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,6 +75,11 @@ class Varlen:
     def get(self, index: int) -> bytes | None:
         """One value; None for null."""
         return self[index] if self.starts[index] >= 0 else None
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[np.uint8], Ints, Ints]:
+        """Data, starts and ends as compiled loops take them: contiguous."""
+        return np.ascontiguousarray(self.data), np.ascontiguousarray(self.starts), np.ascontiguousarray(self.ends)
 
     @property
     def lengths(self) -> Ints:
@@ -206,6 +212,42 @@ class Messages:
 
     def __len__(self) -> int:
         return len(self.order)
+
+
+class Rows(Mapping[bytes, bytes | None]):
+    """
+    Rows of the store by column, name i with row i; a null row is to be deleted. The names are distinct. To whoever asks for one by its
+    name it is a plain mapping.
+    """
+
+    def __init__(self, names: Varlen, rows: Varlen) -> None:
+        self.names = names
+        self.rows = rows
+
+    @classmethod
+    def of(cls, rows: Mapping[bytes, bytes | None]) -> Rows:
+        """Any mapping by column."""
+        return rows if isinstance(rows, Rows) else cls(Varlen.of(rows), Varlen.optional(list(rows.values())))
+
+    def plus(self, name: bytes, row: bytes) -> Rows:
+        """With one row more."""
+        return Rows(Varlen.concat([self.names, Varlen.of([name])]), Varlen.concat([self.rows, Varlen.of([row])]))
+
+    @cached_property
+    def _by_name(self) -> dict[bytes, bytes | None]:
+        return dict(zip(self.names.tolist(), map(self.rows.get, range(len(self.rows))), strict=True))
+
+    def __getitem__(self, name: bytes) -> bytes | None:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def items(self) -> ItemsView[bytes, bytes | None]:
+        return self._by_name.items()
 
 
 @dataclass(frozen=True, slots=True)

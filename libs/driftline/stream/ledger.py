@@ -14,8 +14,9 @@ from typing import Protocol
 import msgspec
 
 from driftline.errors import Fatal, Invalid, Recoverable
+from driftline.stream.batch import Rows
 from driftline.stream.records import Coordinate, Lane
-from driftline.stream.store import Command, Refused, Store
+from driftline.stream.store import Command, Mset, Refused, Store
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -139,9 +140,11 @@ class RedisLedger:
 
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         after = ENCODE(entry)
-        writes = [word for key, row in rows.items() if row is not None for word in (self._prefix + key, row)]
-        deletes = [self._prefix + key for key, row in rows.items() if row is None]
-        commands: list[Command] = [(b"MULTI",), (b"MSET", *writes, self._key, after)]
+        columns = Rows.of(rows)
+        there = columns.rows.starts >= 0
+        deletes = [self._prefix + name for name in columns.names.take(~there).tolist()]
+        writes = Mset(self._prefix, columns.names.take(there), columns.rows.take(there), self._key, after)
+        commands: list[Command] = [(b"MULTI",), writes]
         if deletes or self._counted:
             commands.append((b"DEL", *deletes, *self._counted))
         *_, done, _, now = await self._store.ask(*commands, (b"EXEC",), *self._look, on=self._watched_on)

@@ -117,10 +117,6 @@ def packed(keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int) -> Iter
     room = np.empty(min(int(sizes.sum()), max(BATCH_BYTES_MAX - HEADER_BYTES, int(sizes.max(initial=0)))), np.uint8)
     first = 0
     while first < len(order):
-        last, written = _write(*_arrays(keys), *_arrays(values), order, first, room)
+        last, written = _write(*keys.arrays, *values.arrays, order, first, room)
         yield Packed(room[:written], last - first, timestamp_ms)
         first = last
-
-
-def _arrays(column: Varlen) -> tuple[Bytes, Ints, Ints]:
-    return np.ascontiguousarray(column.data), np.ascontiguousarray(column.starts), np.ascontiguousarray(column.ends)

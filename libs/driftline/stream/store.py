@@ -10,21 +10,99 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import hiredis
+import numpy as np
+import numpy.typing as npt
 
+from driftline.compiled import READ_BYTES, READ_INTS, njit, types
 from driftline.errors import Fatal, Recoverable
+from driftline.stream.batch import Ints, Varlen
 
 Word = bytes | str | int
-Command = Sequence[Word]
 
 PATIENCE_S = 10.0
 CONNECT_S = 5.0
 PORT = 6379
 _NOTHING = object()
+DOLLAR, ZERO, CR, LF = b"$0\r\n"
+LINES_MAX = 24  # bytes of the protocol around a word: a dollar, its length, and two ends of lines
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@njit(types.int64(types.uint8[::1], types.int64, READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
+def _copy(out: Bytes, at: int, data: Bytes, start: int, end: int) -> int:
+    for place in range(start, end):
+        out[at] = data[place]
+        at += 1
+    return at
+
+
+@njit(types.int64(types.uint8[::1], types.int64, types.int64), cache=True, nogil=True)
+def _write_length(out: Bytes, at: int, n: int) -> int:
+    """The line that comes before a word of n bytes."""
+    digits = 1
+    while n >= 10**digits:
+        digits += 1
+    out[at] = DOLLAR
+    for place in range(digits):
+        out[at + digits - place] = ZERO + n // 10**place % 10
+    out[at + digits + 1], out[at + digits + 2] = CR, LF
+    return at + digits + 3
+
+
+@njit(types.int64(READ_BYTES, READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, types.uint8[::1]), cache=True, nogil=True)
+def _write_pairs(
+    prefix: Bytes, names: Bytes, name_starts: Ints, name_ends: Ints, rows: Bytes, row_starts: Ints, row_ends: Ints, out: Bytes
+) -> int:
+    """Name and row, name and row, each name behind the prefix. How many bytes that took."""
+    at = 0
+    for i in range(len(name_starts)):
+        at = _write_length(out, at, len(prefix) + name_ends[i] - name_starts[i])
+        at = _copy(out, at, prefix, 0, len(prefix))
+        at = _copy(out, at, names, name_starts[i], name_ends[i])
+        out[at], out[at + 1] = CR, LF
+        at = _write_length(out, at + 2, row_ends[i] - row_starts[i])
+        at = _copy(out, at, rows, row_starts[i], row_ends[i])
+        out[at], out[at + 1] = CR, LF
+        at += 2
+    return at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mset:
+    """MSET of n rows by column, the name of each behind `prefix`, and of one value more. Its words, for whoever takes them one by one."""
+
+    prefix: bytes
+    names: Varlen
+    rows: Varlen
+    key: bytes
+    value: bytes
+
+    def __iter__(self) -> Iterator[Word]:
+        yield b"MSET"
+        for name, row in zip(self.names.tolist(), self.rows.tolist(), strict=True):
+            yield self.prefix + name
+            yield row
+        yield self.key
+        yield self.value
+
+    def packed(self) -> bytes:
+        """In the protocol's bytes."""
+        names, rows = self.names, self.rows
+        n = len(names)
+        room = np.empty(int((names.lengths + rows.lengths).sum()) + n * (len(self.prefix) + 2 * LINES_MAX), np.uint8)
+        written = _write_pairs(np.frombuffer(self.prefix, np.uint8), *names.arrays, *rows.arrays, room)
+        last = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(self.key), self.key, len(self.value), self.value)
+        return b"".join([b"*%d\r\n$4\r\nMSET\r\n" % (2 * n + 3), room[:written].tobytes(), last])
+
+
+Command = Sequence[Word] | Mset
 
 
 class Refused(Recoverable):
@@ -51,7 +129,10 @@ class _Wire(asyncio.Protocol):
             raise ConnectionResetError("the store closed the connection")
         self._wanted, self._replies = len(commands), []
         self._answered = asyncio.get_running_loop().create_future()
-        packed = [hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]  # words of several types
+        packed = [
+            command.packed() if isinstance(command, Mset) else hiredis.pack_command(tuple(command))  # type: ignore[arg-type]
+            for command in commands
+        ]
         self.transport.write(b"".join(packed))
         return self._answered
 

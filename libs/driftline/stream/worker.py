@@ -34,7 +34,7 @@ from driftline.clock import Clock
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import metric
-from driftline.stream.batch import Batch, Core, Effects, Refused, sifted
+from driftline.stream.batch import Batch, Core, Effects, Refused, Rows, sifted
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
 from driftline.stream.ledger import Entry, Ledger
@@ -372,11 +372,12 @@ class _Session:
         with self._timed("send"):
             await self._sink.send([*effects.messages, *letters], self._partition, now_ms)
         if self._ledger is not None:
+            state = Rows.of(effects.state)
             entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
             with self._timed("commit"):
-                await self._ledger.commit(entry, effects.state)
-            if effects.state:
-                self._row_bytes = sum(len(row or b"") for row in effects.state.values()) / len(effects.state)
+                await self._ledger.commit(entry, state)
+            if len(state):
+                self._row_bytes = int(state.rows.lengths.sum()) / len(state)
             metric("driftline_ledger_commits_total").labels(
                 pipeline=self._operator.pipeline, service=self._operator.service, result="applied"
             ).inc()
