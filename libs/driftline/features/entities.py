@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from driftline.compiled import READ_BYTES, READ_INTS, njit, types
+from driftline.compiled import READ_BYTES, READ_INTS, njit, prefetch, types
 from driftline.errors import Invalid
 from driftline.features.packing import FAULTS, Layout, Layouts, pack, unpack
 from driftline.features.texts import hash_of
@@ -23,6 +23,7 @@ from driftline.stream.batch import Ints, Rows, Varlen
 Bytes = npt.NDArray[np.uint8]
 
 ABSENT = -2  # as a slot: the key is not in memory
+KEYS_AHEAD = 8
 FIRST_SLOTS = 1 << 10
 FIRST_WORDS = 1 << 14
 FIRST_KEY_BYTES = 1 << 14
@@ -68,11 +69,22 @@ def _place(
 def _find(
     table: Ints, hashes: Ints, kinds: Ints, key_starts: Ints, key_ends: Ints, keys: Bytes, kind: int, data: Bytes, starts: Ints, ends: Ints
 ) -> Ints:
-    slots = np.full(len(starts), NONE, np.int64)
+    slots, mask = np.full(len(starts), NONE, np.int64), len(table) - 1
+    codes = np.zeros(len(starts), np.int64)
     for i in range(len(starts)):
         if starts[i] >= 0:
-            h = hash_of(data, starts[i], ends[i]) ^ (kind * KIND_PRIME)
-            slot = table[_place(table, hashes, kinds, key_starts, key_ends, keys, kind, h, data, starts[i], ends[i])]
+            codes[i] = hash_of(data, starts[i], ends[i]) ^ (kind * KIND_PRIME)
+    for i in range(len(starts)):
+        if i + 2 * KEYS_AHEAD < len(starts):
+            prefetch(table, codes[i + 2 * KEYS_AHEAD] & mask)
+            near = table[codes[i + KEYS_AHEAD] & mask]
+            if near != NONE:
+                prefetch(hashes, near)
+                prefetch(kinds, near)
+                prefetch(key_starts, near)
+                prefetch(key_ends, near)
+        if starts[i] >= 0:
+            slot = table[_place(table, hashes, kinds, key_starts, key_ends, keys, kind, codes[i], data, starts[i], ends[i])]
             slots[i] = ABSENT if slot == NONE else slot
     return slots
 
