@@ -32,7 +32,7 @@ from .bundles import Champion
 from .meter import Cost, Sample, TooSlow, cpu_s, slope
 
 PARTITIONS = 2
-QUIET_S = 3.0  # logs that have not grown for so long have all that there is
+QUIET_S = 5.0  # logs that have not grown for so long have all that there is, once each service has written something
 SAMPLE_S = 0.1
 PATIENCE_S = 900.0
 OUTPUT_OF = {"intake": "events", "feature": "features", "inference": "predictions", "labeler": "examples", "drift": "summaries"}
@@ -126,7 +126,7 @@ async def _watch(kafka: str, topics: Topics, pids: Mapping[str, int]) -> dict[st
     counts = {"summaries": 1}
     began, grown, before = time.monotonic(), time.monotonic(), -1
     try:
-        while time.monotonic() - grown < QUIET_S or before <= 0:
+        while time.monotonic() - grown < QUIET_S or not all(mine and mine[-1].outputs for mine in samples.values()):
             if time.monotonic() - began > PATIENCE_S:
                 raise TooSlow("the loop has not come to its end")
             used, now, total = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic(), 0
