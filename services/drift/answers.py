@@ -12,14 +12,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from driftline.contracts.messages import Flag, Source
+from driftline.contracts.messages import Flag, Source, Writer
 from driftline.judge.drift import Reference
 from driftline.judge.summaries import SCORE_BINS, AnswersSummary, Arm, Inputs, Pairs, fixed, score_bins
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Effects, Ints, Table, Varlen
-from driftline.stream.journal import JournalTime, ticks_of
+from driftline.stream.journal import JournalTime, Ticks
 
-from .windows import NEVER, Closed, Memory, State, grouped, summary_messages
+from .windows import Closed, Memory, State, grouped, summary_messages
 
 KIND = "answers"
 CHAMPION = "champion"
@@ -72,39 +72,25 @@ class AnswersDrift:
         return 1 + self._state.windows_open + answers
 
     def step(self, batch: Batch) -> Effects:
-        memory, answers = self._state.memory, batch["answer"]
+        answers, passage = batch["answer"], self._state.memory.time.take(batch["tick"])
         if answers is not None:
-            self._fold(answers, self._epochs(batch))
-        closed: list[Closed] = []
-        for offset, writer, tick in ticks_of(batch["tick"]):
-            moved = memory.time.take(writer, tick)
-            if moved:
-                closed += self._close_until(moved.time, offset)
-        counts = {"applied": len(batch["answer"] or ()) + len(batch["outcome"] or ()), "tick": len(batch["tick"] or ())}
+            self._fold(answers, passage.epochs(Writer.INFERENCE, answers.offsets))
+        closed = self._close(passage.moves)
+        counts = {"applied": len(answers or ()) + len(batch["outcome"] or ()), "tick": len(batch["tick"] or ())}
         return Effects(self._state.changed(), summary_messages(KIND, Source.JOURNAL, closed, self._state.window_ms), counts=counts)
 
-    def _close_until(self, time: int, offset: int) -> list[Closed]:
-        state = self._state
-        if state.memory.next is None:
-            state.memory.next = min([state.start(time), *state.starts(KIND)])
-        closed = []
-        while state.memory.next + state.window_ms <= time:
-            closed.append(Closed(offset, state.memory.next, state.take(KIND, state.memory.next)))
+    def _close(self, moves: Ticks) -> list[Closed]:
+        """The windows that end by these moves of the journal's time, each at the first that is not before its end."""
+        state, closed = self._state, []
+        if len(moves) and state.memory.next is None:
+            state.memory.next = min([state.start(int(moves.times[0])), *state.starts(KIND)])
+        while state.memory.next is not None:
+            at = int(np.searchsorted(moves.times, state.memory.next + state.window_ms))
+            if at == len(moves):
+                break
+            closed.append(Closed(int(moves.offsets[at]), state.memory.next, state.take(KIND, state.memory.next)))
             state.memory.next += state.window_ms
         return closed
-
-    def _epochs(self, batch: Batch) -> Ints:
-        """The time of inference's last tick before each answer."""
-        before = self._state.memory.time
-        copy = JournalTime(before.feature, before.inference)
-        offsets, times = [-1], [copy.inference.time if copy.inference else NEVER]
-        for offset, writer, tick in ticks_of(batch["tick"]):
-            copy.take(writer, tick)
-            offsets.append(offset)
-            times.append(copy.inference.time if copy.inference else NEVER)
-        answers = batch["answer"]
-        found = np.searchsorted(offsets, answers.offsets if answers is not None else [], side="right") - 1
-        return np.asarray(times, np.int64)[found]
 
     def _fold(self, answers: Table, epochs: Ints) -> None:
         served = self._served_before(answers)

@@ -20,10 +20,12 @@ def check_numbers(value: Any) -> None:
     if isinstance(value, dict):
         if len(value) > ENTRIES_MAX:
             raise ValueError(f"a map of more than {ENTRIES_MAX} entries")
-        for key, one in value.items():
-            check_numbers(key)
-            check_numbers(one)
+        if value and max(map(len, value)) > TEXT_MAX:
+            raise ValueError(f"a text of more than {TEXT_MAX} characters")
+        check_numbers(list(value.values()))
     elif isinstance(value, list):
+        if value and all(type(one) is int for one in value):  # as nearly all are: at once
+            value = [min(value), max(value)]
         for one in value:
             check_numbers(one)
     elif isinstance(value, str):

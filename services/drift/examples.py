@@ -16,20 +16,22 @@ import numpy.typing as npt
 from driftline.contracts.avro import unpack_strings
 from driftline.contracts.messages import Flag, Source
 from driftline.errors import Invalid
+from driftline.features import texts
 from driftline.judge.summaries import (
     OTHER,
     SLICE_VALUES_MAX,
     ExamplesSummary,
     Quality,
     SliceQuality,
+    by_group,
     counted,
     fixed,
     label_bins,
     log_losses,
+    units,
 )
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Effects, Ints, Table
-from driftline.stream.journal import ticks_of
 
 from .windows import NEVER, Closed, Memory, State, grouped, summary_messages
 
@@ -71,27 +73,33 @@ class ExamplesDrift:
         return 1 + self._state.windows_open + len(batch["example"] or ())
 
     def step(self, batch: Batch) -> Effects:
-        examples, closed, late, folded = batch["example"], [], 0, -1
-        for offset, _, tick in ticks_of(batch["tick"]):
-            if self._closes(tick.time):
-                late += self._fold(examples, folded, offset)
-                folded = offset
-                closed += self._move_to(tick.time, offset)
+        examples, ticks = batch["example"], batch["tick"]
+        closed: list[Closed] = []
+        late, folded, at = 0, -1, 0
+        times = np.zeros(0, np.int64) if ticks is None else ticks["time"]
+        while ticks is not None and (at := self._next_to_close(times, at)) < len(times):
+            offset = int(ticks.offsets[at])
+            late += self._fold(examples, folded, offset)
+            folded = offset
+            closed += self._move_to(int(times[at]), offset)
         late += self._fold(examples, folded, batch.next_offset)
-        counts = {"applied": len(examples or ()) - late, "late": late, "tick": len(batch["tick"] or ())}
+        counts = {"applied": len(examples or ()) - late, "late": late, "tick": len(times)}
         return Effects(self._state.changed(), summary_messages(KIND, Source.EXAMPLES, closed, self._state.window_ms), counts=counts)
 
-    def _closes(self, time: int) -> bool:
-        """Whether a tick at `time` ends a cohort, or begins time. Ticks in between change nothing, so nothing is cut there."""
+    def _next_to_close(self, times: Ints, after: int) -> int:
+        """The place, from `after` on, of the next tick that ends a cohort, or begins time. What changes nothing cuts nothing."""
         following = self._state.memory.next
-        return following is None or following + self._state.window_ms + self._horizon <= time
+        if following is None:
+            return after
+        ends = np.flatnonzero(times[after:] >= following + self._state.window_ms + self._horizon)
+        return after + int(ends[0]) if len(ends) else len(times)
 
     def _move_to(self, time: int, offset: int) -> list[Closed]:
         state, memory = self._state, self._state.memory
         if memory.next is None:
             memory.next = min([state.start(time), *state.starts(KIND)])
         closed = []
-        while self._closes(time):
+        while memory.next + state.window_ms + self._horizon <= time:
             summary: ExamplesSummary = state.take(KIND, memory.next)
             summary.trainable = memory.trainable
             closed.append(Closed(offset, memory.next, summary))
@@ -154,18 +162,16 @@ class ExamplesDrift:
     def _by_slice(
         self, examples: Table, scores: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], known: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, dict[str, SliceQuality]]:
-        packed: list[bytes] = examples["slices"].tolist()
-        distinct = {value: code for code, value in enumerate(dict.fromkeys(packed))}
-        codes = np.fromiter((distinct[value] for value in packed), np.int64)
-        counts = [
-            _slice_quality(examples["label"][mine], scores[mine], losses[mine]) for mine in (codes == code for code in distinct.values())
-        ]
+        codes, firsts = texts.groups(examples["slices"])
+        distinct = examples["slices"].take(firsts).tolist()
+        sums = [by_group(codes, values) for values in (np.ones_like(codes), examples["label"], units(scores), units(losses))]
+        counts = [SliceQuality(*numbers) for numbers in zip(*sums, strict=True)]
         found: dict[str, dict[str, SliceQuality]] = {}
         for value, counted_here in zip(distinct, counts, strict=True):
-            texts = unpack_strings(value)
-            if len(texts) != len(self._slices):
+            values_here = unpack_strings(value)
+            if len(values_here) != len(self._slices):
                 continue  # of another definition of the pipeline: it counts in the whole alone
-            for field, text in zip(self._slices, texts, strict=True):
+            for field, text in zip(self._slices, values_here, strict=True):
                 values = found.setdefault(field, {})
                 name = text if _has_room(text, values, known.get(field, {})) else OTHER
                 values[name] = values[name] + counted_here if name in values else counted_here
@@ -175,7 +181,3 @@ class ExamplesDrift:
 def _has_room(value: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
     """Whether a slice's value may have a place of its own: it has one, or there are not too many yet."""
     return value in found or value in known or len(found.keys() | known.keys()) < SLICE_VALUES_MAX
-
-
-def _slice_quality(labels: Ints, scores: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> SliceQuality:
-    return SliceQuality(len(labels), int(labels.sum()), fixed(scores), fixed(losses))

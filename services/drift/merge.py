@@ -68,18 +68,17 @@ class Merge:
         return self._state.windows_open
 
     def unfit(self, batch: Batch) -> Sequence[Refused]:
-        found = ((offset, self._fault(table)) for offset, table in _one_by_one(batch) if table.message == "summary")
-        return [Refused(offset, *fault) for offset, fault in found if fault]
+        found = (self._taken(offset, table) for offset, table in _one_by_one(batch) if table.message == "summary")
+        return [one for one in found if isinstance(one, Refused)]
 
-    def _fault(self, table: Table) -> tuple[str, str] | None:
-        """Reason and words for a summary that is none."""
+    def _taken(self, offset: int, table: Table) -> AnswersSummary | ExamplesSummary | Refused:
+        """A summary, or why it is none."""
         try:
-            self._read(table)
+            return self._read(table)
         except (msgspec.DecodeError, KeyError, RecursionError) as error:
-            return "undecodable", f"a summary: {error}"
+            return Refused(offset, "undecodable", f"a summary: {error}")
         except (ValueError, TypeError) as error:
-            return "contract", f"a summary: {error}"
-        return None
+            return Refused(offset, "contract", f"a summary: {error}")
 
     def needs(self, batch: Batch) -> Sequence[bytes]:
         return sorted(self._state.missing)
@@ -98,11 +97,12 @@ class Merge:
                 ended: Trained = facts(table)[0]
                 self._state.memory.retraining.take(ended.id, ended.outcome, ended.time, ended.rows)
                 continue
-            if fault := self._fault(table):
-                refused.append(Refused(offset, *fault))
+            summary = self._taken(offset, table)
+            if isinstance(summary, Refused):
+                refused.append(summary)
                 continue
             try:
-                self._add(table)
+                self._add(table, summary)
             except ValueError as error:  # it cannot be added to what the window has: texts or lengths differ
                 refused.append(Refused(offset, "contract", f"a summary: {error}"))
                 continue
@@ -112,10 +112,9 @@ class Merge:
             messages += self._reports(offset)
         return Effects(self._state.changed(), messages, refused, {"applied": len(batch) - len(refused)})
 
-    def _add(self, table: Table) -> None:
+    def _add(self, table: Table, summary: AnswersSummary | ExamplesSummary) -> None:
         memory = self._state.memory
         kind, start, partition = table["kind"][0].decode(), int(table["start"][0]), str(int(table["partition"][0]))
-        summary = self._read(table)
         if kind == answers.KIND and memory.next is not None and start < memory.next:
             raise Overdue("its window is reported already")
         self._state.add(kind, start, summary)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from driftline.errors import Invalid
+from driftline.features import texts
 from driftline.judge.summaries import Summary, encoded
 from driftline.stream.batch import Column, Messages, Varlen
 
@@ -144,7 +145,5 @@ class Groups(NamedTuple):
 
 def grouped(*columns: Varlen) -> Groups:
     """Group messages by the texts in `columns`."""
-    known: dict[tuple[bytes, ...], int] = {}
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    codes = np.fromiter((known.setdefault(row, len(known)) for row in rows), np.int64)
-    return Groups(codes, [tuple(value.decode() for value in row) for row in known])
+    codes, firsts = texts.groups(*columns)
+    return Groups(codes, list(zip(*(column.take(firsts).texts() for column in columns), strict=True)))

@@ -20,45 +20,39 @@ What waits, and how it is stored, is in `waiting`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from driftline.contracts.messages import Source
+from driftline.contracts.messages import Source, Writer
 from driftline.errors import Invalid
+from driftline.features import texts
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Batch, Column, Effects, Messages, Refused, Table, Varlen
-from driftline.stream.journal import Tick, ticks_of
+from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen
+from driftline.stream.journal import Passage, Ticks
 
-from .waiting import (
-    ANSWERS,
-    META,
+from .joining import (
+    ARRIVED_ANSWER,
+    ARRIVED_OUTCOME,
+    BY_LIMIT,
+    BY_SILENCE,
+    EXCLUDED,
+    MOVED,
     NEVER,
-    OUTCOMES,
-    SEGMENT,
+    TOTALS,
     UNSETTLED,
-    Answers,
-    AnswerSegment,
-    Arm,
-    Meta,
-    Outcome,
-    Outcomes,
-    Pointer,
-    ranges,
+    Examples,
+    Rules,
+    join,
 )
+from .waiting import ANSWER_KIND, ANSWERS, META, OUTCOME_KIND, OUTCOMES, SEGMENT, Arm, Held, Meta, next_of_answers, ranges
 
-ROW_FORMAT = 1
-EXCLUDED = -1
-SILENCE, LIMIT = "silence", "limit"
-ANSWER_FIELDS = ("id", "key", "event_offset", "index", "visible", "score", "flags", "slices")
-OUTCOME_FIELDS = ("id", "visible", "label", "origin")
+ROW_FORMAT = 2
+ORIGINS = {BY_SILENCE: "silence", BY_LIMIT: "limit"}
 SILENT_LABEL = {"positive": 1, "negative": 0, "excluded": EXCLUDED}
-
-Columns = Mapping[str, Sequence[Any]]
+NOBODY = np.zeros(0, np.int64)
 
 
 class Labeler:
@@ -74,15 +68,14 @@ class Labeler:
         if pipeline.label is None:
             raise Invalid(f"pipeline {pipeline.name!r} declares no label, so there is nothing for the labeler to do")
         self._partition = partition
-        self._horizon = pipeline.label.horizon_ms
-        self._revisable = pipeline.label.revisions_ms
-        self._silent = SILENT_LABEL[pipeline.label.if_silent]
+        horizon, revisions = pipeline.label.horizon_ms, pipeline.label.revisions_ms
         self.waiting_max = pipeline.label.waiting_max
+        # Kept a horizon longer than settled in any case, so that an outcome finds its answer when it is itself forgotten.
+        self._rules = Rules(horizon, revisions, max(horizon, revisions), SILENT_LABEL[pipeline.label.if_silent], self.waiting_max)
         self._loaded: Meta | None = None
         self._missing: set[bytes] = {META}
-        # Kept a horizon longer than settled in any case, so that an outcome finds its answer when it is itself forgotten.
-        self._answers = Answers(max(self._horizon, self._revisable))
-        self._outcomes = Outcomes()
+        self._answers: Held[Arm] = Held(ANSWER_KIND)
+        self._outcomes: Held[str] = Held(OUTCOME_KIND)
 
     @property
     def _meta(self) -> Meta:
@@ -93,12 +86,12 @@ class Labeler:
     @property
     def waiting(self) -> int:
         """Answers held, those that may only be revised included."""
-        return len(self._answers.pointers)
+        return len(self._answers)
 
     @property
     def outcomes_held(self) -> int:
         """Outcomes held."""
-        return len(self._outcomes.outcomes)
+        return len(self._outcomes)
 
     @property
     def totals(self) -> Mapping[str, int]:
@@ -131,12 +124,14 @@ class Labeler:
             self._missing.discard(key)
             if key == META:
                 self._load_meta(row)
-            elif row is None:
+                continue
+            if row is None:
                 raise Invalid(f"the labeler's row {key!r} of partition {self._partition} is gone: driftline rebuild labeler")
-            elif key.startswith(ANSWERS):
-                self._answers.load(msgspec.msgpack.decode(row, type=AnswerSegment))
-            else:
-                self._outcomes.load(msgspec.msgpack.decode(row, type=list[Outcome]), self._now)
+            held = self._answers if key.startswith(ANSWERS) else self._outcomes
+            held.load(row)
+        if not self._missing:
+            self._answers.loaded()
+            self._outcomes.loaded()
 
     def _load_meta(self, row: bytes | None) -> None:
         meta = Meta() if row is None else msgspec.msgpack.decode(row, type=Meta)
@@ -146,242 +141,162 @@ class Labeler:
 
     @property
     def _now(self) -> int:
-        return _time_of(self._meta.time.now)
+        tick = self._loaded.time.now if self._loaded else None
+        return NEVER if tick is None else tick.time
 
     def touches(self, batch: Batch) -> int:
         answers, outcomes = (len(table) if (table := batch[name]) else 0 for name in ("answer", "outcome"))
-        ends = [tick.time for _, _, tick in ticks_of(batch["tick"])]
-        until = max(ends, default=NEVER)
-        revised = min(outcomes + len(self._outcomes.fresh), len(self._answers.next)) if ends else 0
-        due = sum(1 for time in chain(self._answers.next.values(), self._outcomes.next.values()) if time < until)
-        return 1 + answers // SEGMENT + outcomes // SEGMENT + 4 + revised + due
+        bound = 1 + answers // SEGMENT + outcomes // SEGMENT + 4
+        for held, arrived in ((self._answers, answers), (self._outcomes, outcomes)):
+            bound += max(0, len(held) + arrived - self.waiting_max)  # one may be given up for each that is too many
+        ticks = batch["tick"]
+        if ticks is None:
+            return bound
+        until, waiting, told = ticks["time"].max(), self._answers, self._outcomes
+        fresh = np.count_nonzero(told.live & (told.records["epoch"] >= self._now))
+        revised = min(outcomes + int(fresh), len(waiting.segments))
+        due = waiting.segments_of(next_of_answers(waiting.records, self._rules.kept) < until)
+        return bound + revised + len(due) + len(told.segments_of(told.records["forget"] < until))
 
     def step(self, batch: Batch) -> Effects:
-        examples, ticks = _Examples(), []
-        answers, outcomes = _Arrivals(batch["answer"], ANSWER_FIELDS), _Arrivals(batch["outcome"], OUTCOME_FIELDS)
-        arms = _arms_of(batch["answer"])
-        for offset, writer, tick in ticks_of(batch["tick"]):
-            self._take_answers(answers.until(offset), answers.columns, arms, examples)
-            self._take_outcomes(outcomes.until(offset), outcomes.columns)
-            moved = self._meta.time.take(writer, tick)
-            if moved:
-                examples.caused_by(offset, moved.time)
-                self._move_to(moved.time, examples)
-                ticks.append((offset, moved))
-        self._take_answers(answers.until(batch.next_offset), answers.columns, arms, examples)
-        self._take_outcomes(outcomes.until(batch.next_offset), outcomes.columns)
-        counts = {"applied": answers.taken + outcomes.taken, "tick": len(batch["tick"] or ())}
-        return Effects(self._changed(), [*examples.messages(), *_tick_messages(ticks)], counts=counts)
+        now, passage = self._now, self._meta.time.take(batch["tick"])
+        answers = self._arrived_answers(batch["answer"], passage)
+        outcomes = self._arrived_outcomes(batch["outcome"], passage)
+        moves = passage.moves
+        steps = _in_order(
+            (ARRIVED_ANSWER, _offsets(batch["answer"]), answers, NOBODY),
+            (ARRIVED_OUTCOME, _offsets(batch["outcome"]), outcomes, NOBODY),
+            (MOVED, moves.offsets, NOBODY, moves.times),
+        )
+        found, totals = join(self._answers.table(), self._outcomes.table(), self._rules, now, *steps)
+        for what, count in zip(TOTALS, totals.tolist(), strict=True):
+            if count:
+                self._meta.totals[what] = self._meta.totals.get(what, 0) + count
+        messages = [*self._messages(Examples(*found)), *_tick_messages(moves)]
+        counts = {"applied": len(answers) + len(outcomes), "tick": len(batch["tick"] or ())}
+        return Effects(self._changed(), messages, counts=counts)
 
     # What arrives is only put down.
 
-    def _take_answers(self, some: Iterable[tuple[int, int]], columns: Columns, arms: Sequence[Arm], examples: _Examples) -> None:
-        epoch = _time_of(self._meta.time.inference)
-        for at, offset in some:
-            self._answers.add(self._pointer(columns, at, epoch), arms[at])
-            self._meta.answers += 1
-            if len(self._answers.pointers) > self.waiting_max:
-                self._give_up_oldest(offset, examples)
+    def _arrived_answers(self, table: Table | None, passage: Passage) -> Ints:
+        """The places of the answers of a batch."""
+        if table is None:
+            return NOBODY
+        arms, firsts = texts.groups(*(table[name] for name in Arm.__struct_fields__))
+        codes = np.array([self._answers.code(arm) for arm in _arms(table.take(firsts))])
+        asked = table["visible"]
+        fields = {
+            "number": self._meta.answers + np.arange(len(table)),
+            "event_offset": table["event_offset"],
+            "index": table["index"],
+            "asked": asked,
+            "due": np.maximum(asked + self._rules.horizon, passage.epochs(Writer.INFERENCE, table.offsets)),
+            "told": NEVER,
+            "score": table["score"],
+            "who": codes[arms],
+            "flags": table["flags"],
+            "label": UNSETTLED,
+            "revision": 0,
+        }
+        self._meta.answers += len(table)
+        return self._answers.append(fields, [table["id"], table["key"], table["slices"]])
 
-    def _pointer(self, columns: Columns, at: int, epoch: int) -> Pointer:
-        asked = columns["visible"][at]
-        return Pointer(
-            self._meta.answers,
-            columns["id"][at],
-            columns["key"][at],
-            columns["event_offset"][at],
-            columns["index"][at],
-            asked,
-            max(asked + self._horizon, epoch),
-            columns["score"][at],
-            0,
-            columns["flags"][at],
-            columns["slices"][at],
-        )
+    def _arrived_outcomes(self, table: Table | None, passage: Passage) -> Ints:
+        """The places of the outcomes of a batch."""
+        if table is None:
+            return NOBODY
+        origins, firsts = texts.groups(table["origin"])
+        codes = np.array([self._outcomes.code(origin) for origin in table["origin"].take(firsts).texts()])
+        epochs = passage.epochs(Writer.FEATURE, table.offsets)
+        fields = {
+            "number": self._meta.outcomes + np.arange(len(table)),
+            "visible": table["visible"],
+            "epoch": epochs,
+            "forget": np.maximum(table["visible"] + self._rules.horizon, epochs),
+            "who": codes[origins],
+            "label": table["label"],
+        }
+        self._meta.outcomes += len(table)
+        return self._outcomes.append(fields, [table["id"]])
 
-    def _give_up_oldest(self, offset: int, examples: _Examples) -> None:
-        pointer = self._answers.oldest()
-        if pointer.label == UNSETTLED:
-            pointer.label = EXCLUDED
-            examples.caused_by(offset, max(self._now, pointer.asked))
-            examples.add(pointer, self._answers.arm(pointer), LIMIT)
-        self._count("limit")
-        self._answers.remove(pointer)
+    # What was joined is told.
 
-    def _take_outcomes(self, some: Iterable[tuple[int, int]], columns: Columns) -> None:
-        epoch = _time_of(self._meta.time.feature)
-        for at, _ in some:
-            visible = columns["visible"][at]
-            forget = max(visible + self._horizon, epoch)
-            told = (columns["label"][at], columns["origin"][at].decode())
-            self._outcomes.add(Outcome(self._meta.outcomes, columns["id"][at], visible, epoch, forget, *told))
-            self._meta.outcomes += 1
-            if len(self._outcomes.outcomes) > self.waiting_max:
-                self._outcomes.forget_oldest()
-                self._count("orphan_limit")
-
-    # Time moves, and what has come by then is joined.
-
-    def _move_to(self, time: int, examples: _Examples) -> None:
-        for outcome in self._outcomes.take_fresh(time):
-            answers = self._answers.with_id(outcome.id)
-            if not answers:
-                self._count("early")
-            for pointer in answers:
-                if pointer.label != UNSETTLED:
-                    self._revise(pointer, outcome, examples)
-        for pointer in self._answers.take_due(time):
-            self._settle(pointer, time, examples)
-        for outcome in self._outcomes.take_old(time):
-            self._let_go(outcome)
-        self._answers.drop_old(time)
-
-    def _settle(self, pointer: Pointer, time: int, examples: _Examples) -> None:
-        known = [outcome for outcome in self._outcomes.with_id(pointer.id) if outcome.epoch < time]
-        deadline = pointer.asked + self._horizon
-        in_time = [outcome for outcome in known if outcome.visible <= deadline]
-        if in_time:
-            newest = max(in_time, key=lambda outcome: (outcome.visible, outcome.number))
-            pointer.label, pointer.told, origin = newest.label, newest.visible, newest.origin
-        else:
-            pointer.label, origin = self._silent, SILENCE
-        self._count("joined" if in_time else "excluded" if self._silent == EXCLUDED else "expired")
-        examples.add(pointer, self._answers.arm(pointer), origin)
-        self._answers.settled(pointer)
-        for outcome in known:
-            if outcome.visible > deadline:
-                self._revise(pointer, outcome, examples)
-
-    def _revise(self, pointer: Pointer, outcome: Outcome, examples: _Examples) -> None:
-        """Let `outcome` speak for an answer that has its label already."""
-        if outcome.visible < pointer.told or outcome.visible > pointer.asked + self._horizon + self._revisable:
-            return
-        self._answers.told(pointer, outcome.visible)
-        if outcome.label != pointer.label:
-            pointer.label, pointer.revision = outcome.label, pointer.revision + 1
-            self._count("revised")
-            examples.add(pointer, self._answers.arm(pointer), outcome.origin)
-
-    def _let_go(self, outcome: Outcome) -> None:
-        """An outcome is a horizon old: forget it, unless an answer asked after it still waits."""
-        answers = self._answers.with_id(outcome.id)
-        waiting = [pointer.due for pointer in answers if pointer.label == UNSETTLED]
-        if waiting:
-            self._outcomes.keep(outcome, max(waiting))
-            return
-        self._outcomes.forget(outcome)
-        if not answers:
-            self._count("orphan")
-
-    def _count(self, what: str) -> None:
-        self._meta.totals[what] = self._meta.totals.get(what, 0) + 1
+    def _messages(self, found: Examples) -> list[Messages]:
+        if not len(found.offset):
+            return []
+        answers = self._answers.records[found.place]
+        arms, who = self._answers.names, answers["who"]
+        keys = self._answers.text("key", found.place)
+        origins = Varlen.of([*self._outcomes.names, *(ORIGINS[code] for code in (BY_LIMIT, BY_SILENCE))])  # by code, those below 0 last
+        columns: dict[str, Column] = {
+            "source": np.full(len(found.offset), Source.JOURNAL, np.int64),
+            "offset": found.offset,
+            "index": np.arange(len(found.offset)) - np.searchsorted(found.offset, found.offset),
+            "event_offset": answers["event_offset"].copy(),
+            "id": self._answers.text("id", found.place),
+            "key": keys,
+            "asked": answers["asked"].copy(),
+            "known": found.known,
+            "label": found.label,
+            "origin": origins.take(found.origin),
+            "revision": found.revision,
+            "answer_index": answers["index"].copy(),
+            "deployment": np.array([arm.deployment for arm in arms], np.int64)[who],
+            "arm": Varlen.of(arm.arm for arm in arms).take(who),
+            "share": np.array([arm.share for arm in arms], np.float32)[who],
+            "shadow": np.array([arm.shadow for arm in arms], np.bool_)[who],
+            "model": Varlen.of(arm.model for arm in arms).take(who),
+            "digest": Varlen.of(arm.digest for arm in arms).take(who),
+            "score": answers["score"].copy(),
+            "flags": answers["flags"].astype(np.int64),
+            "slices": self._answers.text("slices", found.place),
+        }
+        return [Messages("examples", "example", keys, columns, found.offset)]
 
     def _changed(self) -> dict[bytes, bytes | None]:
         rows = dict(chain(self._answers.changed(), self._outcomes.changed()))
-        self._meta.answer_segments = ranges(self._answers.next)
-        self._meta.outcome_segments = ranges(self._outcomes.next)
+        self._meta.answer_segments = ranges(self._answers.segments.tolist())
+        self._meta.outcome_segments = ranges(self._outcomes.segments.tolist())
         rows[META] = msgspec.msgpack.encode(self._meta, order="sorted")
         return rows
 
 
-class _Arrivals:
-    """The messages of one kind in a batch as lists, given out once, in the log's order."""
-
-    def __init__(self, table: Table | None, fields: Sequence[str]) -> None:
-        self._offsets: list[int] = table.offsets.tolist() if table else []
-        self.columns = {name: table[name].tolist() for name in fields} if table else {}
-        self.taken = 0
-
-    def until(self, end: int) -> Iterable[tuple[int, int]]:
-        """Place and offset of each message before `end` that was not given out yet."""
-        while self.taken < len(self._offsets) and self._offsets[self.taken] < end:
-            self.taken += 1
-            yield self.taken - 1, self._offsets[self.taken - 1]
+def _offsets(table: Table | None) -> Ints:
+    return NOBODY if table is None else table.offsets
 
 
-class _Examples:
-    """The examples of one step, gathered by row and sent by column."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[int, int, int, str, Pointer, int, int, Arm]] = []
-        self._index: Counter[int] = Counter()
-        self._offset, self._known = NEVER, NEVER
-
-    def caused_by(self, offset: int, known: int) -> None:
-        """What is added from here on was caused by the record at `offset`, at time `known`."""
-        self._offset, self._known = offset, known
-
-    def add(self, pointer: Pointer, arm: Arm, origin: str) -> None:
-        """`pointer` has its label. Label and revision are copied: both may change again within the step."""
-        offset = self._offset
-        self._found.append((offset, self._index[offset], self._known, origin, pointer, pointer.label, pointer.revision, arm))
-        self._index[offset] += 1
-
-    def messages(self) -> list[Messages]:
-        if not self._found:
-            return []
-        offsets, indexes, known, origins, pointers, labels, revisions, arms = zip(*self._found, strict=True)
-        keys = Varlen.of(pointer.key for pointer in pointers)
-        columns: dict[str, Column] = {
-            "source": np.full(len(offsets), Source.JOURNAL, np.int64),
-            "offset": _ints(offsets),
-            "index": _ints(indexes),
-            "event_offset": _ints(pointer.event_offset for pointer in pointers),
-            "id": Varlen.of(pointer.id for pointer in pointers),
-            "key": keys,
-            "asked": _ints(pointer.asked for pointer in pointers),
-            "known": _ints(known),
-            "label": _ints(labels),
-            "origin": Varlen.of(origins),
-            "revision": _ints(revisions),
-            "answer_index": _ints(pointer.index for pointer in pointers),
-            "deployment": _ints(arm.deployment for arm in arms),
-            "arm": Varlen.of(arm.arm for arm in arms),
-            "share": np.array([arm.share for arm in arms], np.float32),
-            "shadow": np.array([arm.shadow for arm in arms], np.bool_),
-            "model": Varlen.of(arm.model for arm in arms),
-            "digest": Varlen.of(arm.digest for arm in arms),
-            "score": np.array([pointer.score for pointer in pointers], np.float32),
-            "flags": _ints(pointer.flags for pointer in pointers),
-            "slices": Varlen.of(pointer.slices for pointer in pointers),
-        }
-        return [Messages("examples", "example", keys, columns, _ints(offsets))]
+def _in_order(*steps: tuple[int, Ints, Ints, Ints]) -> tuple[Ints, Ints, Ints, Ints]:
+    """Steps of several kinds, each with its offsets, and with places or times, in the log's order: kinds, places, offsets, times."""
+    offsets = np.concatenate([mine for _, mine, _, _ in steps])
+    order = np.argsort(offsets, kind="stable")
+    columns = (
+        np.concatenate([np.full(len(mine), kind, np.int64) for kind, mine, _, _ in steps]),
+        np.concatenate([places if len(places) else np.zeros(len(mine), np.int64) for _, mine, places, _ in steps]),
+        offsets,
+        np.concatenate([times if len(times) else np.zeros(len(mine), np.int64) for _, mine, _, times in steps]),
+    )
+    kinds, places, offsets, times = (column[order] for column in columns)
+    return kinds, places, offsets, times
 
 
-def _arms_of(table: Table | None) -> list[Arm]:
-    """Who gave each answer of a batch; one object for all answers of one arm."""
-    if table is None:
+def _arms(table: Table) -> list[Arm]:
+    """Who gave each of these answers."""
+    columns = [column.texts() if isinstance(column := table[name], Varlen) else column.tolist() for name in Arm.__struct_fields__]
+    return [Arm(*fields) for fields in zip(*columns, strict=True)]
+
+
+def _tick_messages(moves: Ticks) -> list[Messages]:
+    """The journal's time is passed on."""
+    if not len(moves):
         return []
-    known: dict[tuple[Any, ...], Arm] = {}
-    columns = [table[name].tolist() for name in Arm.__struct_fields__]
-    found = []
-    for fields in zip(*columns, strict=True):
-        if fields not in known:
-            deployment, arm, share, shadow, model, digest = fields
-            known[fields] = Arm(deployment, arm.decode(), share, shadow, model.decode(), digest.decode())
-        found.append(known[fields])
-    return found
-
-
-def _tick_messages(ticks: Sequence[tuple[int, Tick]]) -> list[Messages]:
-    if not ticks:
-        return []
-    zeros = np.zeros(len(ticks), np.int64)
+    zeros = np.zeros(len(moves), np.int64)
     columns = {
         "source": zeros + int(Source.TICK),
         "partition": zeros,
-        "offset": _ints(tick.number for _, tick in ticks),
+        "offset": moves.numbers,
         "index": zeros,
         "event_offset": zeros - 1,
-        "time": _ints(tick.time for _, tick in ticks),
-        "deployment": _ints(tick.deployment for _, tick in ticks),
+        "time": moves.times,
+        "deployment": moves.deployments,
     }
-    return [Messages("examples", "tick", None, columns, _ints(offset for offset, _ in ticks))]
-
-
-def _ints(values: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.fromiter(values, np.int64)
-
-
-def _time_of(tick: Tick | None) -> int:
-    return NEVER if tick is None else tick.time
+    return [Messages("examples", "tick", None, columns, moves.offsets)]

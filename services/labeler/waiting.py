@@ -1,5 +1,5 @@
 """
-What waits in the labeler: answers for their outcome, outcomes for their answer. In memory, and as rows of the store.
+What waits in the labeler: answers for their outcome, outcomes for their answer. In memory by column, and as rows of the store.
 
 Both lie in segments of `SEGMENT` in order of arrival, one row each, so that a batch appends to the last segment of a kind and
 rewrites the few that its ticks settle; an outcome that comes before it is needed never touches its answer's row. One small
@@ -8,20 +8,25 @@ row names the live segments, from which memory is rebuilt without a scan.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import heappop, heappush
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
+from driftline.errors import Invalid
+from driftline.features import texts
+from driftline.stream.batch import Ints, Varlen
 from driftline.stream.journal import JournalTime
+
+from .joining import ANSWER, OUTCOME, UNSETTLED, Table, chain
 
 SEGMENT = 256
 META = b"meta"
 ANSWERS, OUTCOMES = b"w:", b"o:"
-UNSETTLED = -2
-NEVER = -1
+FIRST_RECORDS, FIRST_BYTES = 1 << 10, 1 << 16
+SPARE = 1 << 10  # records that may lie dead, beside as many as live, before room is made
 
 
 class Arm(msgspec.Struct, frozen=True, array_like=True):
@@ -35,42 +40,23 @@ class Arm(msgspec.Struct, frozen=True, array_like=True):
     digest: str
 
 
-class Pointer(msgspec.Struct, array_like=True, gc=False):
-    """An answer that waits for its label, or that may still be revised."""
-
-    number: int  # of its arrival; number // SEGMENT is its segment
-    id: bytes
-    key: bytes
-    event_offset: int
-    index: int
-    asked: int
-    due: int  # settled by the first tick after
-    score: float
-    arm: int  # place among its segment's arms
-    flags: int
-    slices: bytes  # as on the answer, encoded
-    label: int = UNSETTLED
-    revision: int = 0
-    told: int = NEVER  # visible time of the outcome that gave the label
-
-
-class Outcome(msgspec.Struct, array_like=True, gc=False):
-    """What somebody told of a question."""
-
-    number: int
-    id: bytes
-    visible: int
-    epoch: int  # the feature service's last tick before it
-    forget: int  # forgotten by the first tick after
-    label: int
-    origin: str
+N = TypeVar("N", Arm, str)
 
 
 class AnswerSegment(msgspec.Struct, array_like=True):
-    """A state row of answers."""
+    """A state row of answers: who gave them, in order of first use, the records of `ANSWER`, and their texts one after the other."""
 
-    arms: list[Arm]
-    pointers: list[Pointer]
+    names: list[Arm]
+    records: bytes
+    texts: bytes
+
+
+class OutcomeSegment(msgspec.Struct, array_like=True):
+    """A state row of outcomes: who told them, the records of `OUTCOME`, their ids."""
+
+    names: list[str]
+    records: bytes
+    texts: bytes
 
 
 class Meta(msgspec.Struct):
@@ -84,211 +70,199 @@ class Meta(msgspec.Struct):
     totals: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Answers:
-    """Answers in memory: by number, by id, by when they are due, and which segments changed."""
+class Kind(NamedTuple):
+    """How one kind of records is kept: their fields, their texts, as fields `<text>_bytes` that lie one after the other, and their rows."""
 
-    def __init__(self, kept_ms: int) -> None:
-        self._kept_ms = kept_ms
-        self.pointers: dict[int, Pointer] = {}
-        self.arms: dict[int, list[Arm]] = {}
-        self._dirty: set[int] = set()
-        self.next: dict[int, int] = {}  # by live segment, the earliest time at which a tick changes it
-        self._ids: dict[bytes, list[int]] = {}
-        # Both ordered by (due, asked, event offset, index): the oldest answer is at the front, settled ones first.
-        self._due: list[tuple[int, int, int, int, int]] = []
-        self._settled: list[tuple[int, int, int, int, int]] = []
+    record: npt.DTypeLike
+    texts: tuple[str, ...]
+    prefix: bytes
+    segment: type[AnswerSegment] | type[OutcomeSegment]
 
-    def add(self, pointer: Pointer, arm: Arm) -> None:
-        """Hold an answer that has just arrived."""
-        segment = pointer.number // SEGMENT
-        arms = self.arms.setdefault(segment, [])
-        if arm not in arms:
-            arms.append(arm)
-        pointer.arm = arms.index(arm)
-        self._hold(pointer)
-        self._dirty.add(segment)
 
-    def load(self, row: AnswerSegment) -> None:
-        """Hold the answers of a stored segment."""
-        segment = row.pointers[0].number // SEGMENT
-        self.arms[segment] = row.arms
-        self.next[segment] = min(map(self._next_of, row.pointers))
-        for pointer in row.pointers:
-            self._hold(pointer)
+ANSWER_KIND = Kind(ANSWER, ("id", "key", "slices"), ANSWERS, AnswerSegment)
+OUTCOME_KIND = Kind(OUTCOME, ("id",), OUTCOMES, OutcomeSegment)
 
-    def _hold(self, pointer: Pointer) -> None:
-        self.pointers[pointer.number] = pointer
-        self._ids.setdefault(pointer.id, []).append(pointer.number)
-        heappush(self._due if pointer.label == UNSETTLED else self._settled, _place(pointer))
 
-    def _next_of(self, pointer: Pointer) -> int:
-        return pointer.due if pointer.label == UNSETTLED else pointer.due + self._kept_ms
+class Held(Generic[N]):
+    """
+    The records of one kind, in order of arrival. A *place* stands for one until the next call of `changed`; what has left memory lies
+    dead until then or longer. `names` are Arms or origins, one for each code in the field `who`.
+    """
 
-    def arm(self, pointer: Pointer) -> Arm:
-        """Who gave the answer."""
-        return self.arms[pointer.number // SEGMENT][pointer.arm]
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self.names: list[N] = []
+        self._codes: dict[N, int] = {}
+        self._count = 0  # records in memory, the dead included
+        self._bytes = 0
+        self._records = np.zeros(FIRST_RECORDS, kind.record)
+        self._data = np.zeros(FIRST_BYTES, np.uint8)
+        self._rebuilt(np.zeros(0, np.int64))
 
-    def with_id(self, id: bytes) -> list[Pointer]:
-        """The answers held to one question, in order of arrival."""
-        return [self.pointers[number] for number in sorted(self._ids.get(id, ()))]
+    @property
+    def records(self) -> npt.NDArray[Any]:
+        """All records in memory; `live` says which of them are held."""
+        return self._records[: self._count]
 
-    def take_due(self, time: int) -> list[Pointer]:
-        """Answers due before `time`, in the order in which they are settled."""
-        found = [self.pointers[place[-1]] for place in _popped(self._due, time)]
-        return sorted(found, key=lambda pointer: (pointer.asked, pointer.event_offset, pointer.index, pointer.number))
+    @property
+    def live(self) -> npt.NDArray[np.bool_]:
+        """Which records are held."""
+        return self._live[: self._count]
 
-    def settled(self, pointer: Pointer) -> None:
-        """The answer has its label; it is held for revisions."""
-        heappush(self._settled, _place(pointer))
-        self._dirty.add(pointer.number // SEGMENT)
+    @property
+    def segments(self) -> Ints:
+        """The segments of what is held."""
+        return self.segments_of(self.live)
 
-    def told(self, pointer: Pointer, visible: int) -> None:
-        """An outcome visible at that time has spoken for a settled answer."""
-        pointer.told = visible
-        self._dirty.add(pointer.number // SEGMENT)
+    def segments_of(self, which: npt.NDArray[np.bool_]) -> Ints:
+        """The segments of what is held of some records, given as a mask."""
+        of = self.records["number"][self.live & which] // SEGMENT
+        return of[np.diff(of, prepend=-1) > 0]
 
-    def drop_old(self, time: int) -> None:
-        """Forget settled answers that nothing may revise from `time` on."""
-        for place in _popped(self._settled, time - self._kept_ms):
-            self._forget(self.pointers[place[-1]])
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.live))
 
-    def oldest(self) -> Pointer:
-        """The answer that was asked first, of those held."""
-        places = [heap[0] for heap in (self._settled, self._due) if heap]
-        return self.pointers[min(places)[-1]]
+    def table(self) -> Table:
+        """All of it, for compiled code, which may change it."""
+        return Table(self.records, self.live, self._touched[: self._count], self._next[: self._count], self._heads, self._data)
 
-    def remove(self, pointer: Pointer) -> None:
-        """Forget the oldest answer."""
-        heappop(self._settled if self._settled and self._settled[0][-1] == pointer.number else self._due)
-        self._forget(pointer)
+    def code(self, name: N) -> int:
+        """The code of `name`, from now on if it has none."""
+        if name not in self._codes:
+            self._codes[name] = len(self.names)
+            self.names.append(name)
+        return self._codes[name]
 
-    def _forget(self, pointer: Pointer) -> None:
-        del self.pointers[pointer.number]
-        numbers = self._ids[pointer.id]
-        numbers.remove(pointer.number)
-        if not numbers:
-            del self._ids[pointer.id]
-        self._dirty.add(pointer.number // SEGMENT)
+    def append(self, fields: Mapping[str, Any], columns: Sequence[Varlen]) -> Ints:
+        """The places of records that arrive: not held yet, that is for who lets them in."""
+        n = len(columns[0])
+        sizes = [column.ends - column.starts for column in columns]
+        ends = self._bytes + np.cumsum(sum(sizes))
+        at = ends - sum(sizes)
+        self._reserve(n, int(sum(size.sum() for size in sizes)))
+        new = self._records[self._count : self._count + n]
+        new["start"] = at
+        for name, values in fields.items():
+            new[name] = values
+        for name, column, size in zip(self._kind.texts, columns, sizes, strict=True):
+            new[f"{name}_bytes"] = size
+            texts.write(self._data, at, column)
+            at = at + size
+        self._count, self._bytes = self._count + n, int(ends[-1]) if n else self._bytes
+        return np.arange(self._count - n, self._count)
+
+    def text(self, name: str, places: Ints) -> Varlen:
+        """One of the texts of each of these records."""
+        records = self._records[places]
+        starts = records["start"].copy()
+        for before in self._kind.texts[: self._kind.texts.index(name)]:
+            starts += records[f"{before}_bytes"]
+        return texts.compact(Varlen(self._data, starts, starts + records[f"{name}_bytes"]))
+
+    def load(self, row: bytes) -> None:
+        """Take a stored segment; when all have come, `loaded` has to be called. Raises Invalid when it is none."""
+        segment = msgspec.msgpack.decode(row, type=self._kind.segment)
+        size = np.dtype(self._kind.record).itemsize
+        if len(segment.records) % size:
+            raise Invalid(f"its records are not of {size} bytes each")
+        records = np.frombuffer(segment.records, self._kind.record).copy()
+        sizes = self._sizes(records)
+        ends = np.cumsum(sizes)
+        fits = len(records) > 0 and (sizes >= 0).all() and ends[-1] == len(segment.texts) and np.array_equal(records["start"], ends - sizes)
+        if not fits or records["who"].min() < 0 or records["who"].max() >= len(segment.names):
+            raise Invalid("its parts do not fit together")
+        names: Sequence[Any] = segment.names  # of the kind that is held here
+        codes = np.array([self.code(name) for name in names])
+        records["who"] = codes[records["who"]]
+        records["start"] += self._bytes
+        self._reserve(len(records), len(segment.texts))
+        self._records[self._count : self._count + len(records)] = records
+        self._live[self._count : self._count + len(records)] = True
+        self._data[self._bytes : self._bytes + len(segment.texts)] = np.frombuffer(segment.texts, np.uint8)
+        self._count, self._bytes = self._count + len(records), self._bytes + len(segment.texts)
+
+    def loaded(self) -> None:
+        """All segments have come, in whatever order."""
+        self._rebuilt(np.argsort(self.records["number"]))
 
     def changed(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """The rows of all segments that changed since the last call; None for those that ended."""
-        for segment in sorted(self._dirty):
-            held = _of_segment(self.pointers, segment)
-            if held:
-                self.next[segment] = min(map(self._next_of, held))
-                self.arms[segment] = _used(self.arms[segment], held)
-                yield b"%s%d" % (ANSWERS, segment), msgspec.msgpack.encode(AnswerSegment(self.arms[segment], held))
-            else:
-                self.next.pop(segment, None)
-                del self.arms[segment]
-                yield b"%s%d" % (ANSWERS, segment), None
-        self._dirty.clear()
+        """The rows of all segments that changed since the last call; None for those that ended. Makes room when much is dead."""
+        of = self.records["number"] // SEGMENT
+        first = of[0] if len(of) else 0
+        is_changed = np.zeros(of[-1] - first + 1 if len(of) else 0, np.bool_)
+        is_changed[of[self._touched[: self._count]] - first] = True
+        places = np.flatnonzero(self.live & is_changed[of - first])
+        changed = first + np.flatnonzero(is_changed)
+        records, data = self._apart(places)
+        bounds = np.searchsorted(of[places], [changed, changed + 1])
+        for segment, first, end in zip(changed.tolist(), *bounds.tolist(), strict=True):
+            row = self._row(records[first:end], data) if end > first else None
+            yield b"%s%d" % (self._kind.prefix, segment), row
+        self._touched[: self._count] = False
+        live = np.flatnonzero(self.live)
+        if self._count > 2 * len(live) + SPARE:
+            self._rebuilt(live)
+
+    def _row(self, records: npt.NDArray[Any], data: npt.NDArray[np.uint8]) -> bytes:
+        """
+        The row of these records. It has the names that they use alone: which others the segment has had would tell where the log was cut
+        into batches, and a row is a function of the log.
+        """
+        codes, firsts = texts.groups(records["who"])
+        names = [self.names[code] for code in records["who"][firsts].tolist()]
+        records["who"] = codes
+        start, end = records["start"][0], records["start"][-1] + self._sizes(records[-1:])[0]
+        records["start"] -= start
+        return msgspec.msgpack.encode((names, records.tobytes(), data[start:end].tobytes()))
+
+    def _sizes(self, records: npt.NDArray[Any]) -> Ints:
+        """How many bytes of text each has."""
+        return sum((records[f"{name}_bytes"] for name in self._kind.texts), np.zeros(len(records), np.int64))
+
+    def _apart(self, places: Ints) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """A copy of the records at `places`, with their texts in a buffer of their own."""
+        records = self._records[places]
+        sizes = self._sizes(records)
+        starts = records["start"].copy()
+        column = texts.compact(Varlen(self._data, starts, starts + sizes))
+        records["start"] = column.starts
+        return records, column.data
+
+    def _rebuilt(self, places: Ints) -> None:
+        """Keep the records at `places`, in this order, all of them held, and nothing else; with names that are used."""
+        records, data = self._apart(places)
+        codes, firsts = texts.groups(records["who"])
+        names = [self.names[code] for code in records["who"][firsts].tolist()]
+        records["who"] = codes
+        self.names, self._codes = names, {name: code for code, name in enumerate(names)}
+        self._count, self._bytes = len(records), len(data)
+        room = max(FIRST_RECORDS, len(records))
+        self._records = np.concatenate([records, np.zeros(room - len(records), records.dtype)])
+        self._data = np.concatenate([data, np.zeros(max(FIRST_BYTES - len(data), 0), np.uint8)])
+        self._live = np.arange(room) < len(records)
+        self._touched, self._next = np.zeros(room, np.bool_), np.zeros(room, np.int64)
+        self._chain(room)
+
+    def _chain(self, room: int) -> None:
+        self._heads = np.full(2 << (room - 1).bit_length(), -1, np.int64)
+        chain(self.table())
+
+    def _reserve(self, records: int, size: int) -> None:
+        """Room for so many more, by doubling."""
+        before = len(self._records)
+        while self._count + records > len(self._records):
+            self._records, self._live, self._touched, self._next = (
+                np.concatenate([one, np.zeros_like(one)]) for one in (self._records, self._live, self._touched, self._next)
+            )
+        while self._bytes + size > len(self._data):
+            self._data = np.concatenate([self._data, np.zeros_like(self._data)])
+        if len(self._records) > before:
+            self._chain(len(self._records))
 
 
-class Outcomes:
-    """Outcomes in memory: by number, by id, those of epochs that are not over, and when to forget them."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        self.fresh: deque[int] = deque()  # numbers; some may be forgotten already
-        self.next: dict[int, int] = {}
-        self._ids: dict[bytes, list[int]] = {}
-        self._old: list[tuple[int, int]] = []
-        self._dirty: set[int] = set()
-
-    def add(self, outcome: Outcome) -> None:
-        """Hold an outcome that has just arrived."""
-        self._hold(outcome)
-        self.fresh.append(outcome.number)
-        self._dirty.add(outcome.number // SEGMENT)
-
-    def load(self, row: list[Outcome], now: int) -> None:
-        """Hold the outcomes of a stored segment; those of epochs from `now` on have taken no effect yet."""
-        for outcome in row:
-            self._hold(outcome)
-        self.next[row[0].number // SEGMENT] = min(outcome.forget for outcome in row)
-        self.fresh = deque(sorted([*self.fresh, *(outcome.number for outcome in row if outcome.epoch >= now)]))
-
-    def _hold(self, outcome: Outcome) -> None:
-        self.outcomes[outcome.number] = outcome
-        self._ids.setdefault(outcome.id, []).append(outcome.number)
-        heappush(self._old, (outcome.forget, outcome.number))
-
-    def with_id(self, id: bytes) -> list[Outcome]:
-        """The outcomes held of one question, in order of arrival."""
-        return [self.outcomes[number] for number in sorted(self._ids.get(id, ()))]
-
-    def take_fresh(self, time: int) -> list[Outcome]:
-        """Outcomes of the epochs that end at `time`, in the log's order."""
-        found = []
-        while self.fresh and ((outcome := self.outcomes.get(self.fresh[0])) is None or outcome.epoch < time):
-            self.fresh.popleft()
-            if outcome is not None:
-                found.append(outcome)
-        return found
-
-    def take_old(self, time: int) -> list[Outcome]:
-        """Outcomes to forget before `time`; each must be forgotten, or kept for longer."""
-        return [self.outcomes[number] for _, number in _popped(self._old, time)]
-
-    def keep(self, outcome: Outcome, until: int) -> None:
-        """Hold `outcome` up to the first tick after `until`."""
-        outcome.forget = until
-        heappush(self._old, (until, outcome.number))
-        self._dirty.add(outcome.number // SEGMENT)
-
-    def forget_oldest(self) -> None:
-        """Drop the outcome that is first in line."""
-        self.forget(self.outcomes[heappop(self._old)[1]])
-        while self.fresh and self.fresh[0] not in self.outcomes:
-            self.fresh.popleft()
-
-    def forget(self, outcome: Outcome) -> None:
-        """Drop an outcome that is no longer in line to be forgotten."""
-        del self.outcomes[outcome.number]
-        numbers = self._ids[outcome.id]
-        numbers.remove(outcome.number)
-        if not numbers:
-            del self._ids[outcome.id]
-        self._dirty.add(outcome.number // SEGMENT)
-
-    def changed(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """The rows of all segments that changed since the last call; None for those that ended."""
-        for segment in sorted(self._dirty):
-            held = _of_segment(self.outcomes, segment)
-            if held:
-                self.next[segment] = min(outcome.forget for outcome in held)
-            else:
-                self.next.pop(segment, None)
-            yield b"%s%d" % (OUTCOMES, segment), msgspec.msgpack.encode(held) if held else None
-        self._dirty.clear()
-
-
-def _place(pointer: Pointer) -> tuple[int, int, int, int, int]:
-    return pointer.due, pointer.asked, pointer.event_offset, pointer.index, pointer.number
-
-
-def _used(arms: list[Arm], held: Iterable[Pointer]) -> list[Arm]:
-    """
-    The arms of these answers alone, in order of first use. Which others the segment has had, and has forgotten by now, would tell where the
-    log was cut into batches, and a row is a function of the log.
-    """
-    places: dict[int, int] = {}
-    for pointer in held:
-        pointer.arm = places.setdefault(pointer.arm, len(places))
-    return [arms[place] for place in places]
-
-
-def _popped(heap: list[Any], time: int) -> list[Any]:
-    """All entries of `heap` whose first field is before `time`, in order, and no longer in it."""
-    found = []
-    while heap and heap[0][0] < time:
-        found.append(heappop(heap))
-    return found
-
-
-def _of_segment(held: Mapping[int, Any], segment: int) -> list[Any]:
-    return [held[number] for number in range(segment * SEGMENT, (segment + 1) * SEGMENT) if number in held]
+def next_of_answers(records: npt.NDArray[Any], kept_ms: int) -> Ints:
+    """The earliest time at which a tick changes each answer."""
+    return np.where(records["label"] == UNSETTLED, records["due"], records["due"] + kept_ms)
 
 
 def ranges(segments: Iterable[int]) -> list[tuple[int, int]]:

@@ -151,8 +151,9 @@ MUTANTS = (
         f"{LABELER}:Labeler.step",
         (
             (
-                "self._move_to(moved.time, examples)",
-                "self._move_to(__import__('tests.simulation.world').simulation.world.World.current.clock.now_ms(), examples)",
+                "moves = passage.moves",
+                "moves = passage.moves; moves.times[:] = "
+                "__import__('tests.simulation.world').simulation.world.World.current.clock.now_ms()",
             ),
         ),
     ),
@@ -253,15 +254,15 @@ MUTANTS = (
     Mutant(
         "joined on arrival",
         "The labeler takes outcomes that the journal's time has not passed.",
-        f"{LABELER}:Labeler._settle",
-        (("if outcome.epoch < time]", "]"),),
+        f"{LABELER}:Labeler._arrived_outcomes",
+        (('"epoch": epochs,', '"epoch": NEVER,'),),
         only="join",
     ),
     Mutant(
         "the faster writer",
         "The journal's time is the higher of its two writers' ticks.",
-        "driftline.stream.journal:JournalTime.now",
-        (("return min(", "return max("),),
+        "driftline.stream.journal:JournalTime.take",
+        (("passed[0].numbers <= passed[1].numbers", "passed[0].numbers > passed[1].numbers"),),
         only="join",
     ),
     Mutant(

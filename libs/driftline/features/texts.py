@@ -42,6 +42,17 @@ def hash_of(data: Bytes, start: int, end: int) -> Any:
     return np.int64(h) if h != np.uint64(0) else np.int64(1)
 
 
+@njit(types.boolean(READ_BYTES, types.int64, types.int64, READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
+def same(left: Bytes, left_start: int, left_end: int, right: Bytes, right_start: int, right_end: int) -> bool:
+    """Whether two values are of the same bytes."""
+    if left_end - left_start != right_end - right_start:
+        return False
+    for at in range(left_end - left_start):  # noqa: SIM110 - compiled, a loop is faster than a generator
+        if left[left_start + at] != right[right_start + at]:
+            return False
+    return True
+
+
 @njit(types.int64[::1](READ_BYTES, READ_INTS, READ_INTS), cache=True, nogil=True)
 def _hashes(data: Bytes, starts: Ints, ends: Ints) -> Ints:
     out = np.zeros(len(starts), np.int64)
@@ -70,6 +81,54 @@ def _write_length(out: Bytes, at: int, n: int) -> int:
         at += 1
     out[at] = n
     return at + 1
+
+
+@njit(types.void(types.uint8[::1], READ_INTS, READ_BYTES, READ_INTS, READ_INTS), cache=True, nogil=True)
+def _write(out: Bytes, at: Ints, data: Bytes, starts: Ints, ends: Ints) -> None:
+    for i in range(len(starts)):
+        for byte in range(ends[i] - starts[i]):
+            out[at[i] + byte] = data[starts[i] + byte]
+
+
+@njit(types.UniTuple(types.int64[::1], 2)(READ_BYTES, READ_INTS, READ_INTS), cache=True, nogil=True)  # type: ignore[no-untyped-call]
+def _grouped(data: Bytes, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    n = len(starts)
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    table, codes, firsts = np.full(size, -1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        at = hash_of(data, starts[i], ends[i]) & (size - 1)
+        while table[at] >= 0 and not same(data, starts[i], ends[i], data, starts[firsts[table[at]]], ends[firsts[table[at]]]):
+            at = (at + 1) & (size - 1)
+        if table[at] < 0:
+            table[at] = count
+            firsts[count] = i
+            count += 1
+        codes[i] = table[at]
+    return codes, firsts[:count].copy()
+
+
+@njit(types.UniTuple(types.int64[::1], 2)(READ_INTS), cache=True, nogil=True)  # type: ignore[no-untyped-call]
+def _renumbered(values: Ints) -> tuple[Ints, Ints]:
+    """Numbers as their numbers in order of first appearance, and the place of each."""
+    n = len(values)
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    table, numbers, firsts = np.full(size, -1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        at = np.int64(mix(np.uint64(values[i]))) & (size - 1)
+        while table[at] >= 0 and values[firsts[table[at]]] != values[i]:
+            at = (at + 1) & (size - 1)
+        if table[at] < 0:
+            table[at] = count
+            firsts[count] = i
+            count += 1
+        numbers[i] = table[at]
+    return numbers, firsts[:count].copy()
 
 
 _TEXTS = types.Tuple((types.uint8[::1], types.int64[::1], types.int64[::1]))  # type: ignore[no-untyped-call]  # numba has no types
@@ -133,6 +192,38 @@ def hashes(column: Varlen) -> Ints:
     """A 64-bit hash of each value, never 0; 0 for null."""
     out: Ints = _hashes(column.data, column.starts, column.ends)
     return out
+
+
+def groups(column: Varlen | npt.NDArray[Any], *others: Varlen | npt.NDArray[Any]) -> tuple[Ints, Ints]:
+    """
+    Rows of these columns that are alike: which of the different ones each row is, in order of first appearance, and the first place of
+    each of those. No text is null.
+    """
+    which, firsts = _groups_of(column)
+    for other in others:
+        mine, different = _groups_of(other)
+        which, firsts = _renumbered(which * len(different) + mine)
+    return which, firsts
+
+
+def _groups_of(column: Varlen | npt.NDArray[Any]) -> tuple[Ints, Ints]:
+    if isinstance(column, Varlen):
+        return _grouped(column.data, column.starts, column.ends)
+    return _renumbered(codes(column.astype(np.float64)) if column.dtype.kind == "f" else column.astype(np.int64))
+
+
+def write(out: Bytes, at: Ints, column: Varlen) -> None:
+    """Copy each value into `out`, from its place `at` on. There is room for all."""
+    _write(out, at, column.data, column.starts, column.ends)
+
+
+def compact(column: Varlen) -> Varlen:
+    """The same values, in a buffer that holds nothing else."""
+    ends = np.cumsum(column.ends - column.starts)
+    starts = ends - (column.ends - column.starts)
+    data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    write(data, starts, column)
+    return Varlen(data, starts, ends)
 
 
 def codes(numbers: npt.NDArray[np.float64]) -> Ints:

@@ -28,9 +28,20 @@ T = TypeVar("T")
 S = TypeVar("S", bound="Summary")
 
 
+def units(values: Scores) -> npt.NDArray[np.int64]:
+    """`values` in units of 1e-9, each rounded by itself, so that sums of sums are exact."""
+    return np.rint(values / UNIT).astype(np.int64)
+
+
 def fixed(values: Scores) -> int:
-    """The sum of `values` in units of 1e-9, each rounded by itself, so that sums of sums are exact."""
-    return int(np.rint(values / UNIT).astype(np.int64).sum())
+    """The sum of `values` in units of 1e-9."""
+    return int(units(values).sum())
+
+
+def by_group(codes: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> list[int]:
+    """The sum of whole numbers by group, for each code from 0 on; exact where the sums are below 2**53."""
+    sums: list[int] = np.bincount(codes, values).astype(np.int64).tolist()
+    return sums
 
 
 class Summary(msgspec.Struct, omit_defaults=True):
@@ -53,12 +64,12 @@ class Summary(msgspec.Struct, omit_defaults=True):
 
 
 def added(one: T, other: T) -> T:
-    """The sum of two values of one type: numbers, texts that agree, lists of equal length, maps, summaries."""
+    """The sum of two values of one type: numbers, texts that agree, lists of as many numbers, maps, summaries."""
     if isinstance(one, dict) and isinstance(other, dict):
         both = {key: added(value, other[key]) for key, value in one.items() if key in other}
         return one | other | both  # type: ignore[return-value]
     if isinstance(one, list) and isinstance(other, list):
-        return [added(a, b) for a, b in zip(one, other, strict=True)]  # type: ignore[return-value]
+        return [a + b for a, b in zip(one, other, strict=True)]  # type: ignore[return-value]
     if isinstance(one, str):
         if one != other:
             raise ValueError(f"summaries of {one!r} and {other!r} cannot be added")

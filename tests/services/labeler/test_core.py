@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -333,6 +334,20 @@ def test_a_row_tells_nothing_of_arms_whose_answers_are_gone() -> None:
     one, two = Run(journal), Run(journal, cuts=[len(journal) - 1])
     assert one.rows == two.rows
     assert one.labeler.waiting == 1
+
+
+@pytest.mark.parametrize("broken", [b"", b"\x93\x90\xc4\x00\xc4\x00", b"\x93\x90\xc4\x01a\xc4\x00"])
+def test_a_row_whose_parts_do_not_fit_is_refused(broken: bytes) -> None:
+    """
+    Cut short, empty, or with records of another size; so is one whose texts were cut short.
+    """
+    run = Run([*both(1_000), answer("a", 1_005)])
+    named, key = run.rows[META], next(key for key in run.rows if key != META)
+    for row in (broken, msgspec.msgpack.encode([*msgspec.msgpack.decode(run.rows[key])[:2], b""])):
+        labeler = Labeler(declared(), 0)
+        labeler.load({META: named})
+        with pytest.raises((Invalid, msgspec.MsgspecError)):
+            labeler.load({key: row})
 
 
 def test_nothing_is_left_when_all_is_over() -> None:

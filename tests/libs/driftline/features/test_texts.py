@@ -77,3 +77,30 @@ def test_codes_tell_numbers_apart_and_zero_is_zero_with_either_sign() -> None:
     assert codes[0] == codes[1]
     assert len(set(codes.tolist())) == 4
     assert codes[4] == 0
+
+
+ROWS = st.lists(st.tuples(st.binary(max_size=2), st.integers(-2, 2), st.sampled_from([0.0, 0.25, 1.0])))
+
+
+@given(rows=ROWS)
+def test_rows_that_are_alike_are_of_one_group_numbered_by_first_appearance(rows: list[tuple[bytes, int, float]]) -> None:
+    """
+    As a dict that remembers the order of its keys would number them.
+    """
+    known: dict[tuple[bytes, int, float], int] = {}
+    expected = [known.setdefault(row, len(known)) for row in rows]
+    columns = Varlen.of(row[0] for row in rows), np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows])
+    codes, firsts = texts.groups(*columns)
+    assert codes.tolist() == expected
+    assert firsts.tolist() == [expected.index(code) for code in range(len(known))]
+
+
+@given(values=st.lists(st.binary(max_size=5)), picked=st.lists(st.integers(0, 100)))
+def test_compact_keeps_the_values_and_nothing_else(values: list[bytes], picked: list[int]) -> None:
+    """
+    Whatever was picked of a buffer, in whatever order.
+    """
+    places = [place % len(values) for place in picked] if values else []
+    column = texts.compact(Varlen.of(values).take(np.array(places, np.int64)))
+    assert column.tolist() == [values[place] for place in places]
+    assert len(column.data) == sum(len(values[place]) for place in places)
