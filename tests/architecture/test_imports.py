@@ -90,3 +90,46 @@ def test_a_foreign_import_in_a_pipeline_is_found() -> None:
     """
     source = "import lightgbm\nfrom driftline.stream import worker\nfrom . import upstream\nfrom driftline import Stream\n"
     assert foreign_imports(source) == ["lightgbm", "driftline.stream", "."]
+
+
+# What a process of the data plane may load besides the standard library. Each package is a part of the time that its start takes.
+BASE = {
+    *("aiokafka", "async_timeout", "cramjam", "packaging", "typing_extensions"),  # Kafka's client
+    *("numpy", "numba", "llvmlite", "cython_runtime", "fastavro", "msgspec", "yaml"),  # columns, compiled loops, schemas
+    *("prometheus_client", "structlog"),
+    "cryptography",  # sealed dead letters, signatures
+}
+STATE = {"hiredis"}
+MODELS = {"google", "ml_dtypes", "onnx", "onnxruntime"}
+MAY_LOAD = {
+    "intake": BASE,
+    "feature": BASE | STATE,
+    "inference": BASE | STATE | MODELS,
+    "labeler": BASE | STATE,
+    "drift": BASE | STATE | MODELS,
+}
+
+
+def loaded_by(module: str) -> set[str]:
+    """The packages that an import of `module` loads, without our own and what comes with Python."""
+    command = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} - set(sys.stdlib_module_names))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "libs"), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    return {name for name in done.stdout.split() if not name.startswith("_")} - {"driftline", "services"}
+
+
+@pytest.mark.parametrize("service", sorted(MAY_LOAD))
+def test_the_data_plane_loads_what_it_needs_and_nothing_else(service: str) -> None:
+    """
+    A package more is a later first answer after a crash: whoever adds one adds it to the list, with its price.
+    """
+    loaded = loaded_by(f"services.{service}.app")
+    assert loaded - MAY_LOAD[service] == set()
+    assert {"aiokafka", "numba", "msgspec"} <= loaded
+
+
+def test_a_package_that_is_not_needed_is_found() -> None:
+    """
+    The trainer loads more than a process of the data plane may.
+    """
+    assert {"onnx"} <= loaded_by("services.trainer.app") - MAY_LOAD["feature"]
