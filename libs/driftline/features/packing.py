@@ -368,11 +368,11 @@ def _unpack_pairs(data: Bytes, at: int, end: int, words: Ints, entity: int, most
     return length, READABLE if at == end else TOO_LONG
 
 
-_UNPACKED = types.Tuple((_I1, _I1))  # type: ignore[no-untyped-call]  # numba has no types of its own
+_UNPACK = types.void(READ_BYTES, READ_INTS, READ_INTS, _I1, _F1, READ_INTS, READ_INTS, _I1, _I1, _I1, _I2, _I1, _I1, _I1)
 
 
-@njit(_UNPACKED(READ_BYTES, READ_INTS, READ_INTS, _I1, _F1, READ_INTS, READ_INTS, _I1, _I1, _I1, _I2), nogil=True, cache=True)
-def _unpack(
+@uncounted(_UNPACK, cache=True)
+def unpack_all(  # what `unpack` does, for those who are compiled themselves
     data: Bytes,
     starts: Ints,
     ends: Ints,
@@ -384,8 +384,11 @@ def _unpack(
     like: Ints,
     most: Ints,
     of_kinds: Matrix,
-) -> tuple[Ints, Ints]:
-    n_words, faults, table = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64), np.empty(TABLE, np.int64)
+    table: Ints,
+    n_words: Ints,
+    faults: Ints,
+) -> None:
+    """Read all rows that are not null: how many words each has, and what is wrong with it."""
     for i in range(len(starts)):
         if starts[i] < 0:
             continue
@@ -396,7 +399,6 @@ def _unpack(
             own, their = slice(entity, entity + n), slice(layout, layout + n)
             n, fault = _unpack_one(data, starts[i], ends[i], words[own], numbers[own], empty[their], like[their], most[their], table)
         n_words[i], faults[i] = n, fault
-    return n_words, faults
 
 
 def unpack(rows: Varlen, words: Ints, entities: Ints, kinds: Ints, layouts: Layouts) -> tuple[Ints, Ints]:
@@ -405,7 +407,8 @@ def unpack(rows: Varlen, words: Ints, entities: Ints, kinds: Ints, layouts: Layo
     of its kind may have. Returns how many words each has (0 for null), and what is wrong with it (READABLE, or its place in FAULTS), in
     which case its words mean nothing. Any bytes may be given: nothing beyond them is read, nothing beyond that room is written.
     """
-    n_words, faults = _unpack(
+    n_words, faults = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    unpack_all(
         rows.data,
         rows.starts,
         rows.ends,
@@ -417,5 +420,8 @@ def unpack(rows: Varlen, words: Ints, entities: Ints, kinds: Ints, layouts: Layo
         layouts.like,
         layouts.most,
         layouts.kinds,
+        np.empty(TABLE, np.int64),
+        n_words,
+        faults,
     )
     return n_words, faults

@@ -492,3 +492,21 @@ def step(  # one call a batch: what it walks over is laid out by `plan`, what it
             touched[n_touched] = slot
             n_touched += 1
     return n_touched
+
+
+@uncounted()
+def evaluate(
+    words: Words,
+    numbers: Numbers,
+    base: Ints,
+    slots: Ints,
+    aggregates: Ints,
+    features: Ints,
+    terms: Ints,
+    ages: Ints,
+    asked: int,
+    rows: Any,
+) -> None:
+    """What a question at `asked` would be answered with, for each row of `slots` (n, V); nothing is folded."""
+    for row in range(len(slots)):
+        _answer(words, numbers, base, slots, row, aggregates, features, terms, ages, asked, rows, row)
