@@ -354,6 +354,52 @@ def rebuild(
     raise typer.Exit(0 if all(one.stands(orders) for one in rebuilt) else 1)
 
 
+@app.command()
+def backfill(
+    name: Name = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows; it must not exist yet, or be empty.")],
+    from_parquet: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from-parquet",
+            "-f",
+            metavar="[STREAM=]PATH",
+            help="Records of a stream: a file, a folder, or a pattern in quotes. Once for each stream; again for each further partition.",
+            show_default=False,
+        ),
+    ] = None,
+    partition: Annotated[int | None, typer.Option(help="Log: only this partition.", show_default=False)] = None,
+    from_offset: Annotated[int | None, typer.Option(help="Log: rows of events from this offset on.", show_default=False)] = None,
+    to_offset: Annotated[int | None, typer.Option(help="Log: rows of events before this offset.", show_default=False)] = None,
+    from_time: Annotated[str, typer.Option("--from", help="Rows of events visible since: 12h, 7d ago, or a date.")] = "",
+    to_time: Annotated[str, typer.Option("--to", help="Rows of events visible before: 12h, 7d ago, or a date.")] = "",
+    sort: Annotated[bool, typer.Option("--sort", help="Files: put their records in order of visible time first.")] = False,
+    as_arrived: Annotated[bool, typer.Option("--as-arrived", help="Files: their order is that of arrival; go on as intake would.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Beside each packed row a column for each feature.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Then compare the rows with those that were served.")] = False,
+) -> None:
+    """
+    Make the feature rows of the past: of Parquet files with the records of every stream, or, without any, of the pipeline's log.
+
+    It is the fold that serves, so the rows are the same bytes. A row depends on everything before it, so files and log are read from
+    their start, whichever rows are wanted. Exit 1: --verify found a difference.
+    """
+    from driftline.clock import SystemClock
+    from driftline.operate import backfilling as work
+
+    clock, declared = SystemClock(), _declared(name)
+    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock)
+    order = work.order_of(sort=sort, as_arrived=as_arrived)
+    for line in work.make(declared, from_parquet or [], out, wanted, order, clock, _console(), wide=wide):
+        typer.echo(line)
+    if verify:
+        verified = work.verify(declared, out, wanted, _console())
+        for line in verified.lines():
+            typer.echo(line)
+        raise typer.Exit(0 if verified.stands else 1)
+
+
 def _declared(name: str | None) -> Pipeline:
     from driftline.operate.addresses import one_pipeline
     from driftline.pipeline import load_pipeline

@@ -83,7 +83,7 @@ class Wanted:
 EVERYTHING = Wanted()
 
 
-def since_ms(text: str, now_ms: int) -> int:
+def since_ms(text: str, now_ms: int, option: str = "--since") -> int:
     """The time that `90m`, `12h`, `7d` ago was, or that a date says (2026-01-31, or with a time; UTC unless it says otherwise)."""
     ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if ago:
@@ -91,7 +91,7 @@ def since_ms(text: str, now_ms: int) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise Invalid(f"--since {text}: say how long ago (90m, 12h, 7d) or a date (2026-01-31, 2026-01-31T12:00)") from error
+        raise Invalid(f"{option} {text}: say how long ago (90m, 12h, 7d) or a date (2026-01-31, 2026-01-31T12:00)") from error
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

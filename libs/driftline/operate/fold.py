@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -64,6 +64,7 @@ class Fold:
     rows: dict[bytes, bytes] = field(default_factory=dict)
     seen: Mapping[Lane, Coordinate] = field(default_factory=dict)
     anchor: tuple[int, int, int] | None = None
+    counts: Counter[str] = field(default_factory=Counter)  # of records, by what became of them
 
     def __post_init__(self) -> None:
         subject = self.subject
@@ -79,12 +80,13 @@ class Fold:
         polled = self._without_given_up(polled)
         if not len(polled):
             return ()
-        batch, _ = sifted(self._core, *self._decoder.decode(self.subject.partition, polled))
+        batch, refused = sifted(self._core, *self._decoder.decode(self.subject.partition, polled))
         fresh, seen = drop_seen(batch, self.seen)
         effects = self._step(fresh) if len(fresh) else Effects()
         if effects.refused:  # what was refused has not taken its coordinate
             _, seen = drop_seen(batch.without(effects.refused), self.seen)
         self.seen = seen
+        self.counts.update({**effects.counts, "refused": len(refused) + len(effects.refused)})
         for key, row in effects.state.items():
             if row is None:
                 self.rows.pop(key, None)

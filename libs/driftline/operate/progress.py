@@ -14,8 +14,7 @@ from driftline.operate.rebuild import Job
 @contextlib.contextmanager
 def following(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[Job, int, int], None]]:
     """While the body runs, what is given is told how far each job is, and of how much."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _progress(console) as progress:
         bars = {job: progress.add_task(f"{job.operator}[{job.partition}]", total=None, start=False) for job in jobs}
 
         def told(job: Job, at: int, of: int) -> None:
@@ -23,3 +22,16 @@ def following(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[Job, 
             progress.update(bars[job], completed=at, total=of)
 
         yield told
+
+
+@contextlib.contextmanager
+def followed(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """The same for one thing."""
+    with _progress(console) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda at, of: progress.update(bar, completed=at, total=of)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -269,9 +269,9 @@ async def jobs_of(addresses: Addresses, pipeline: Pipeline, services: Sequence[s
     await asyncio.to_thread(refuse_running, addresses, services)
     await refuse_unsafe_store(addresses.redis)
     cluster = await describe_pipeline(addresses.kafka, pipeline)
-    given_up = await _given_up(addresses, pipeline)
+    left_out = await given_up(addresses, pipeline)
     jobs = [
-        Job(service, wiring.service, number, frozenset(given_up[wiring.service, number]))
+        Job(service, wiring.service, number, frozenset(left_out[wiring.service, number]))
         for service in services
         for wiring in wirings_of(service, pipeline, addresses)
         for number in range(cluster.partitions[wiring.reads.name])
@@ -282,7 +282,7 @@ async def jobs_of(addresses: Addresses, pipeline: Pipeline, services: Sequence[s
     return jobs
 
 
-async def _given_up(addresses: Addresses, pipeline: Pipeline) -> Mapping[tuple[str, int], set[int]]:
+async def given_up(addresses: Addresses, pipeline: Pipeline) -> Mapping[tuple[str, int], set[int]]:
     """Records that had stopped a process, by operator and partition: they were not folded then."""
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
     for letter in await read_letters(addresses, pipeline, Wanted("poison")):
