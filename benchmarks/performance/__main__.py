@@ -1,6 +1,6 @@
 """
-`make bench` and `make bench-quick`: floors, peers and driftline in turn, forwards and backwards, outputs compared before a time counts.
-Writes every figure to benchmarks/results/, and docs/performance.md from that.
+`make bench` and `make bench-quick`: floors, peers and driftline in turn, forwards and backwards, outputs compared before a time counts;
+then what else is promised of speed. Writes every figure to benchmarks/results/, and docs/performance.md from that.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import argparse
 import asyncio
 import json
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +23,19 @@ from rich.console import Console
 
 from driftline.errors import DriftlineError
 
+from . import backfill, growth, idle, latency, ledger, loop, parts, reads, starts
 from .hops import PEERS_ALL, Differs, Peer, benched, driftline_round, measure_peer
-from .loop import measure as measure_loop
 from .meter import Cost, TooSlow
 from .page import write_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-EVENTS, QUICK_EVENTS = 400_000, 200_000
+PLOTS = ROOT / "docs" / "performance"
+EVENTS, QUICK_EVENTS = 300_000, 200_000
 ROUNDS, QUICK_ROUNDS = 3, 1
-DAYS, QUICK_DAYS = 120, 40
+DAYS, QUICK_DAYS = 90, 40
+QUICK = ("hops", "loops")
 LIBRARIES = ("aiokafka", "numpy", "numba", "redis", "onnxruntime", "polars", "fastavro")
 
 
@@ -94,11 +97,37 @@ def run_loops(days: int, rounds: int, say: Console) -> list[dict[str, Any]]:
     """All rounds of P2."""
     found = []
     for _ in range(rounds):
-        whole = asyncio.run(measure_loop(days))
+        whole = asyncio.run(loop.measure(days))
         us = {name: round(cost, 2) for name, cost in whole.us.items()}
         say.print(f"  flights: {whole.rate:,.0f} upstream messages a second; {us}", highlight=False)
         found.append({"messages": whole.messages, "seconds": round(whole.seconds, 2), "rate": round(whole.rate), "us": us})
     return found
+
+
+def sections(asked: argparse.Namespace, say: Console) -> dict[str, Callable[[], Any]]:
+    """What can be measured, by name, in the order of the page."""
+    n = asked.events or (QUICK_EVENTS if asked.quick else EVENTS)
+    rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
+    return {
+        "hops": lambda: asyncio.run(run_hops(n, rounds, asked.peers_python, asked.only, say)),
+        "parts": lambda: asyncio.run(parts.measure(n)),
+        "loops": lambda: run_loops(asked.days or (QUICK_DAYS if asked.quick else DAYS), rounds, say),
+        "latency": lambda: asyncio.run(latency.measure()),
+        "ledger": lambda: asyncio.run(ledger.measure()),
+        "reads": lambda: asyncio.run(reads.measure()),
+        "growth": growth.measure,
+        "backfill": lambda: backfill.measure(backfill.EVENTS),
+        "idle": lambda: asyncio.run(idle.measure()),
+        "starts": lambda: asyncio.run(starts.measure()),
+    }
+
+
+def wanted(asked: argparse.Namespace, known: Sequence[str]) -> Sequence[str]:
+    """Which of the `known` sections are asked for. Exits when one is not known."""
+    names = asked.section or (QUICK if asked.quick else ["hops"] if asked.only else known)
+    if unknown := set(names) - set(known):
+        sys.exit(f"there is no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def machine() -> dict[str, Any]:
@@ -117,7 +146,8 @@ def machine() -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of fewer events")
+    parser.add_argument("--quick", action="store_true", help="hops and loops alone, one round of fewer events")
+    parser.add_argument("--section", action="append", help="only this; what is known of the others stays")
     parser.add_argument("--events", type=int, help="payments of P1")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--days", type=int, help="of flights in P2")
@@ -127,7 +157,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "performance.json")
     parser.add_argument(
-        "--page", action="store_true", help="write docs/performance.md from the results that are there, and measure nothing"
+        "--page", action="store_true", help="write docs/performance.md and its plots from the results that are there, and measure nothing"
     )
     return parser.parse_args()
 
@@ -135,29 +165,40 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """1 when an output was not what it should be."""
     asked, say = arguments(), Console()
-    if asked.page:
-        write_page(json.loads(asked.results.read_text()), PAGE)
-        return 0
-    n = asked.events or (QUICK_EVENTS if asked.quick else EVENTS)
-    rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
-    began_s, began = time.monotonic(), datetime.now(UTC)
-    hops = asyncio.run(run_hops(n, rounds, asked.peers_python, asked.only, say))
-    loops = run_loops(asked.days or (QUICK_DAYS if asked.quick else DAYS), rounds, say) if asked.only in "driftline" else []
-    found: Mapping[str, Any] = {
-        "command": " ".join(["make", "bench-quick" if asked.quick else "bench"]),
-        "began": began.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - began_s),
-        "events": n,
-        "rounds": rounds,
-        "machine": machine(),
-        "hops": hops,
-        "loops": loops,
-    }
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    asked.results.write_text(json.dumps(found, indent=1) + "\n")
-    if not asked.only and asked.results == RESULTS / "performance.json":
+    if not asked.page:
+        measure(asked, say)
+    found = json.loads(asked.results.read_text())
+    if asked.results == RESULTS / "performance.json":
         write_page(found, PAGE)
-    return 1 if any("failed" in hop for one in hops for hop in one["hops"].values()) else 0
+        if asked.peers_python:
+            subprocess.run([asked.peers_python, str(Path(__file__).with_name("plots.py")), str(asked.results), str(PLOTS)], check=True)
+    return 1 if any("failed" in hop for one in found["hops"] for hop in one["hops"].values()) else 0
+
+
+def measure(asked: argparse.Namespace, say: Console) -> None:
+    """What is asked for, each section into the results as soon as it is there; when and on what it was measured goes with it."""
+    known = sections(asked, say)
+    found: dict[str, Any] = json.loads(asked.results.read_text()) if asked.section and asked.results.exists() else {}
+    found.setdefault("measured", {})
+    found |= {"machine": machine(), "events": asked.events or (QUICK_EVENTS if asked.quick else EVENTS)}
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    for name in wanted(asked, list(known)):
+        say.print(f"[bold]{name}[/]")
+        began_s, began = time.monotonic(), datetime.now(UTC)
+        found[name] = known[name]()
+        found["measured"][name] = {
+            "command": "make bench-quick" if asked.quick else "make bench",
+            "began": began.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - began_s),
+            "commit": commit(),
+        }
+        asked.results.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def commit() -> str:
+    """What was measured: the commit that is checked out, with a plus where something was changed since."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

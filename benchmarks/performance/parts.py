@@ -23,9 +23,10 @@ from driftline.contracts.topics import Topic, Topics
 from driftline.models.bundle import BundleStore, load_public_key
 from driftline.stream.batch import Batch, Core, Messages, sifted
 from driftline.stream.kafka import LogReader, Sink, Source, create_topics
-from driftline.stream.ledger import Entry, RedisLedger, connect
+from driftline.stream.ledger import Entry, RedisLedger
 from driftline.stream.parse import Parser
 from driftline.stream.records import Decoder, Encoder, Polled, drop_seen
+from driftline.stream.store import Store
 from services.feature.core import Feature
 from services.inference.core import Inference
 from services.intake.core import FOREVER, Intake
@@ -110,7 +111,7 @@ class Parts:
         """The log to rows, state into the store."""
         spent, core = Spent(), Feature(self._ours.pipeline, 0)
         messages, states = await self._stepped(core, self._topics.events, spent)
-        ledger = RedisLedger(connect(self._bench.stack.environment()["DRIFTLINE_REDIS"]), "parts", 0)
+        ledger = RedisLedger(Store(self._bench.stack.environment()["DRIFTLINE_REDIS"]), "parts", 0)
         await ledger.open()
         for at, state in enumerate(states):
             with spent.on("store"):

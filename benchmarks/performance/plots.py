@@ -93,7 +93,46 @@ def _ordered(axis: Any) -> tuple[Sequence[Any], Sequence[str]]:
     return [handles[at] for at in order], [labels[at] for at in order]
 
 
-PLOTS = {"hops": hops, "parts": parts}
+def latency(found: Mapping[str, Any], to: Path) -> None:
+    """Latency by offered rate, beside the echo's; and how many records a batch had."""
+    figure, (times, sizes) = plt.subplots(1, 2, figsize=(9, 3.2))
+    runs = found["latency"]["runs"]
+    rates = sorted({run["rate"] for run in runs})
+    for chain, colour in (("driftline", OURS), ("echo", FLOOR)):
+        for which, style in (("p50_ms", "-"), ("p99_ms", "--")):
+            told = [statistics.median(run[which] for run in runs if run["rate"] == rate and run["chain"] == chain) for rate in rates]
+            times.plot(rates, told, style, color=colour, marker="o", markersize=3, label=f"{chain}, {which[:3]}")
+    times.set(xscale="log", yscale="log", xlabel="events a second", ylabel="ms", title="event to prediction")
+    times.legend(frameon=False)
+    ours = [run for run in runs if run["chain"] == "driftline"]
+    for name, colour in zip(ours[0]["batch"], (OURS, PARTS["decode"], PARTS["store"], OTHERS), strict=False):
+        told = [statistics.median(run["batch"][name] for run in ours if run["rate"] == rate) for rate in rates]
+        sizes.plot(rates, told, color=colour, marker="o", markersize=3, label=name)
+    sizes.set(xscale="log", yscale="log", xlabel="events a second", ylabel="records of a batch", title="what has arrived is a batch")
+    sizes.legend(frameon=False)
+    save(figure, to / "latency.svg")
+
+
+def growth(found: Mapping[str, Any], to: Path) -> None:
+    """Processor time of an event by the number of entities, and the worker's memory."""
+    figure, axis = plt.subplots(figsize=(6, 3))
+    told = found["growth"]["entities"]
+    cards = [one["cards"] for one in told]
+    axis.plot(cards, [one["us"] for one in told], color=OURS, marker="o", label="worker, µs an event")
+    axis.plot(cards, [one["store_us"] for one in told], color=FLOOR, marker="o", label="store, µs an event")
+    axis.set(xscale="log", xlabel="entities", ylabel="µs an event")
+    axis.set_ylim(bottom=0)
+    memory = axis.twinx()
+    memory.spines.right.set_visible(True)
+    memory.plot(cards, [one["memory_mib"] for one in told], color=OTHERS, linestyle="--", marker="o", label="worker, MiB")
+    memory.set_ylabel("MiB")
+    memory.set_ylim(bottom=0)
+    lines = [*axis.get_lines(), *memory.get_lines()]
+    axis.legend(lines, [line.get_label() for line in lines], frameon=False, loc="upper left")
+    save(figure, to / "growth.svg")
+
+
+PLOTS = {"hops": hops, "parts": parts, "latency": latency, "growth": growth}
 
 
 def main() -> None:
