@@ -27,7 +27,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import LOOP, Topics
 from driftline.local.demo import KEYS, MODELS, demo_key, environment_of
 from driftline.local.stack import Stack
 from driftline.models.bundle import generate_keys
@@ -53,20 +53,20 @@ def fill(stack: Stack, days: int) -> dict[str, str]:
         "DRIFTLINE_OPS_PORT": "0",
     }
     asyncio.run(ensure_topics(environment["DRIFTLINE_KAFKA"], Topics.of(load_pipeline(PIPELINE)), PARTITIONS))
-    for service in SERVICES:
+    for service in LOOP:
         command = [sys.executable, "-m", "driftline", "run", service, "--pipeline", PIPELINE]
         stack.spawn(service, command, environment_of(service, environment))
     play = ["--pipeline", PIPELINE, "--days", str(days), "--start-seed", str(SEED), "--partitions", str(PARTITIONS)]
     player = stack.spawn("player", [sys.executable, "-m", "driftline.local.player", *play], environment_of("player", environment))
     while player.alive:
         time.sleep(0.5)
-        if ended := [name for name in SERVICES if not stack.children[name].alive]:
+        if ended := [name for name in LOOP if not stack.children[name].alive]:
             raise RuntimeError(f"{ended} ended: {stack.children[ended[0]].log_tail(20)}")
     if player.exit_code:
         raise RuntimeError(f"the player ended with {player.exit_code}: {player.log_tail(20)}")
-    for service in SERVICES:
+    for service in LOOP:
         stack.children[service].terminate()
-    for service in SERVICES:
+    for service in LOOP:
         stack.children[service].wait(GRACE_S)
     return environment
 

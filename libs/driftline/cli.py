@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from driftline.operate.addresses import Addresses
     from driftline.pipeline import Pipeline
 
-SERVICES = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout")
+SERVICES = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout", "gateway")
 Result = TypeVar("Result")
 
 LINE_MAX = 240
@@ -42,6 +42,8 @@ models_app = typer.Typer(
     help="Releases and rollouts: look, approve, promote, roll back, pause.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+tokens_app = typer.Typer(help="Tokens for the gateway.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tokens_app, name="tokens")
 
 Name = Annotated[
     str | None, typer.Argument(metavar="[PIPELINE]", help="Folder in pipelines/; may be left out when there is one.", show_default=False)
@@ -240,6 +242,19 @@ def _move(action: str, model: str, pipeline: str | None, because: str, wait_s: f
     answer = _ask(pipeline, lambda addresses, declared: send_to_rollout(addresses, declared, clock, command, wait_s))
     typer.echo(f"{answer.move}: {answer.reason}  (version {answer.version}, {answer.state})")
     raise typer.Exit(1 if answer.move == "nothing" else 0)
+
+
+@tokens_app.command("new")
+def tokens_new(
+    name: Annotated[str, typer.Argument(help="Whose token it is: the name goes on the log with every command.")],
+    role: Annotated[list[str], typer.Option("--role", help="viewer, scorer, operator or approver; may be given several times.")],
+) -> None:
+    """Make a token and print it, once, with the line for the file that DRIFTLINE_TOKENS_FILE names."""
+    from driftline.operate.tokens import new_token
+
+    token, line = new_token(name, role)
+    typer.echo(f"token, shown this once: {token}", err=True)
+    typer.echo(line)
 
 
 @app.command()

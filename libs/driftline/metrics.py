@@ -170,6 +170,25 @@ METRICS = (
         "Retrain commands by trigger and how they ended.",
     ),
     Metric("driftline_training_runs_total", "counter", "runs", ("pipeline", "verdict"), "Training runs: accepted, refused or failed."),
+    Metric(
+        "driftline_http_requests_total",
+        "counter",
+        "requests",
+        ("pipeline", "operation", "status"),
+        "Requests that the gateway answered, by operation (none where the path is not known) and HTTP status.",
+    ),
+    Metric(
+        "driftline_http_request_duration_seconds",
+        "histogram",
+        "seconds",
+        ("pipeline", "operation"),
+        "From a request's headers to the end of its answer.",
+        FAST_S,
+    ),
+    Metric("driftline_gateway_waiting", "gauge", "questions", ("pipeline",), "Questions that came by HTTP and wait for their predictions."),
+    Metric("driftline_gateway_waiting_max", "gauge", "questions", ("pipeline",), "The limit of that."),
+    Metric("driftline_gateway_predictions_kept", "gauge", "predictions", ("pipeline",), "Predictions that the gateway remembers by id."),
+    Metric("driftline_gateway_predictions_kept_max", "gauge", "predictions", ("pipeline",), "The limit of that."),
     Metric("driftline_build_info", "gauge", "1", ("version", "python", "onnxruntime"), "What runs here."),
 )
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 SOURCE_FOLDERS = ("libs", "services", "pipelines", "benchmarks")
-CORES = ("drift", "feature", "inference", "intake", "labeler", "rollout", "trainer")
+CORES = ("drift", "feature", "gateway", "inference", "intake", "labeler", "rollout", "trainer")
 
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 FUNCTION_LINES_MAX = 70

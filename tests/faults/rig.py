@@ -26,7 +26,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from proxy import Proxy
 
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import LOOP, Topics
 from driftline.local.broker import Broker
 from driftline.local.child import Child
 from driftline.local.demo import demo_key, environment_of
@@ -143,7 +143,7 @@ class Rig:
         self.ends = Ends(self.broker.address, self.topics, self.partitions)
         await self.ends.start()
         self._environment = self._services_environment()
-        for service in SERVICES:
+        for service in LOOP:
             self.spawn(service)
 
     def _services_environment(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ class Rig:
 
     def worker_pid(self, name: str) -> int | None:
         """The process that does the work of a service: itself, or the child of its keeper. None while there is none."""
-        folder = self.stack.run_dir if name in SERVICES else self.folder / "beside" / name
+        folder = self.stack.run_dir if name in LOOP else self.folder / "beside" / name
         child = self.stack.children[name]
         for place in folder.glob("*.json"):
             if place.stem == name.partition("-")[0]:
@@ -240,7 +240,7 @@ class Rig:
 
     def ready(self, name: str) -> str:
         """`ready`, or what a service says is wrong."""
-        folder = self.stack.run_dir if name in SERVICES else self.folder / "beside" / name
+        folder = self.stack.run_dir if name in LOOP else self.folder / "beside" / name
         try:
             url = json.loads((folder / f"{name.partition('-')[0]}.json").read_text())["ops"]
             with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
@@ -253,7 +253,7 @@ class Rig:
     async def all_ready(self, timeout_s: float = READY_S) -> None:
         """Wait until every service says that it is ready. Raises Lost, with what they say."""
         deadline = time.monotonic() + timeout_s
-        while troubles := {name: told for name in SERVICES if (told := await asyncio.to_thread(self.ready, name)) != "ready"}:
+        while troubles := {name: told for name in LOOP if (told := await asyncio.to_thread(self.ready, name)) != "ready"}:
             if time.monotonic() > deadline:
                 raise Lost(f"not ready after {timeout_s:.0f} s: {troubles}")
             await asyncio.sleep(0.1)
@@ -264,14 +264,14 @@ class Rig:
         service refuses a partition, or when the feeder fails.
         """
         for turn in itertools.count():
-            await self._refuse_refusals(SERVICES[turn % len(SERVICES)])
+            await self._refuse_refusals(LOOP[turn % len(LOOP)])
             for name, child in list(self.stack.children.items()):
-                if name in SERVICES and not self._meant[name] and not child.alive:
+                if name in LOOP and not self._meant[name] and not child.alive:
                     self.exits.append(f"{name} ended by itself (status {child.exit_code}): {child.log_tail(3)[-600:]}")
                     await asyncio.to_thread(self.stack.restart, name)
                 if name == "feeder" and not child.alive and child.exit_code != 0:
                     raise Lost(f"the feeder failed:\n{child.log_tail(LOG_LINES)}")
-            for name in SERVICES:
+            for name in LOOP:
                 self.sample(name)
             await asyncio.sleep(0.2)
 

@@ -19,7 +19,8 @@ from driftline.errors import Invalid
 
 DAY_MS = 86_400_000
 FOREVER = -1
-SERVICES = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout")
+LOOP = ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout")
+SERVICES = (*LOOP, "gateway")  # the gateway is a door to the loop, which goes without it
 PARTIES = (*SERVICES, "operators", "player", "applications")
 
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import resource
 import shlex
 import shutil
@@ -26,9 +27,10 @@ import polars as pl
 
 from driftline.clock import Clock, SystemClock
 from driftline.contracts.registry import Registry
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import LOOP, Topics
 from driftline.errors import DriftlineError, Fatal
 from driftline.local.child import Usage
+from driftline.local.door import open_door, read_http
 from driftline.local.drills import BadModel, Ends, Forge, Kill, Plan, Victim, kill, make_plan, offer_bad_model
 from driftline.local.evidence import read_logs
 from driftline.local.live import Scene, View, make_view
@@ -49,6 +51,8 @@ LOCK, STACK_LOCK, JSON_FILE, ENVIRONMENT_FILE = "demo.lock", "lock", "demo.json"
 KEYS, MODELS = "keys", "models"
 LEFT_BEHIND = (JSON_FILE, ENVIRONMENT_FILE, KEYS, MODELS, "kafka", "valkey", "registry", "run", "logs", "stack.json")
 LOG_LINES = 25
+GATEWAY = "gateway"
+GATEWAY_WAIT_S = 60.0
 OUTPUT_OF = {"feature": "features", "inference": "predictions", "valkey": "features"}  # where a killed one's work is seen
 
 
@@ -164,12 +168,13 @@ class Demo:
             with make_view(self._clock, self._out) as view:
                 environment = await self._set_up(view)
                 await self._played(view, environment)
+                url = await self._opened(environment) if self._options.keep else ""
                 view.say("everything played; reading the topics back")
                 found = await self._report()
             self._out.write(as_text(found) + "\n")
             self._out.flush()
             if self._options.keep:
-                await self._kept(environment)
+                await self._kept(environment, url)
             return 0 if found["held"] else 1
         finally:
             await asyncio.to_thread(self._stack.stop)
@@ -207,7 +212,7 @@ class Demo:
 
     def _start_processes(self, environment: Mapping[str, str]) -> None:
         """All at once: starting is bound by the processor, and each waits for what it needs."""
-        for service in SERVICES:
+        for service in LOOP:
             self._spawn(service, ["-m", "driftline", "run", service, "--pipeline", PIPELINE], environment_of(service, environment))
         self._spawn("player", ["-m", "driftline.local.player", *self._play_arguments()], environment_of("player", environment))
 
@@ -247,7 +252,7 @@ class Demo:
 
     async def _measure(self) -> None:
         while True:
-            for service in SERVICES:
+            for service in LOOP:
                 self._meters.take(service, await asyncio.to_thread(read_metrics, self._stack.run_dir, service))
             await asyncio.sleep(METERS_EVERY_S)
 
@@ -303,11 +308,22 @@ class Demo:
             self._kafka, self._topics, self._registry(), pipeline=PIPELINE, forge=forge, clock=self._clock
         )
 
+    async def _opened(self, environment: dict[str, str]) -> str:
+        """The gateway, for whoever looks at what was played. Where it listens, once it is ready."""
+        environment |= open_door(os.environ)
+        self._spawn(GATEWAY, ["-m", "driftline", "run", GATEWAY, "--pipeline", PIPELINE], environment_of(GATEWAY, environment))
+        gateway, deadline_s = self._stack.children[GATEWAY], self._clock.monotonic_s() + GATEWAY_WAIT_S
+        while not (url := read_http(self._stack.run_dir)):
+            if not gateway.alive or self._clock.monotonic_s() > deadline_s:
+                raise Fatal(f"the gateway did not start; the end of {gateway.log}:\n{gateway.log_tail(LOG_LINES)}")
+            await asyncio.sleep(LOOK_EVERY_S)
+        return url
+
     # The report
 
     async def _report(self) -> dict[str, object]:
         options, pipeline = self._options, self._pipeline
-        metrics = {service: await asyncio.to_thread(read_metrics, self._stack.run_dir, service) for service in SERVICES}
+        metrics = {service: await asyncio.to_thread(read_metrics, self._stack.run_dir, service) for service in LOOP}
         applications = await asyncio.to_thread(load_applications, pipeline.folder, options.days, self._play.start)
         logs = await read_logs(self._kafka, self._registry(), pipeline)
         truth: pl.DataFrame = applications.truth  # type: ignore[attr-defined]  # what is played for a demo comes with its truth
@@ -335,11 +351,12 @@ class Demo:
         unit = 1 if sys.platform == "darwin" else 1024
         return {**self._stack.usage(), "demo": Usage(mine.ru_utime + mine.ru_stime, mine.ru_maxrss * unit)}
 
-    async def _kept(self, environment: Mapping[str, str]) -> None:
+    async def _kept(self, environment: Mapping[str, str], url: str) -> None:
         """Everything stays up until a signal."""
         place = self._options.folder / ENVIRONMENT_FILE
         write_environment(place, environment)
         self._out.write(f"\neverything stays up until Ctrl-C. In another shell: . {shlex.quote(str(place))}; driftline status {PIPELINE}\n")
+        self._out.write(f"over HTTP: curl {url}/v1/{PIPELINE}/models; all that there is: {url}/openapi.json\n")
         self._out.flush()
         told = asyncio.Event()
         loop = asyncio.get_running_loop()

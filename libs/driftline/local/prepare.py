@@ -16,7 +16,7 @@ from driftline.local.broker import KAFKA_VERSION, fetch_jars, jar_folder, pinned
 # Modules with numba loops: their `warm()` compiles them into the cache beside their source.
 COMPILED = ("driftline.contracts.avro", "driftline.features.tiles")
 # Imported once, so that eight processes that start at the same time find their dependencies' bytecode written.
-IMPORTED = tuple(f"services.{name}.app" for name in ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout"))
+IMPORTED = tuple(f"services.{name}.app" for name in ("intake", "feature", "inference", "labeler", "drift", "trainer", "rollout", "gateway"))
 
 
 def main() -> int:

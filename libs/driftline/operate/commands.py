@@ -18,7 +18,7 @@ from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Rejected
 from driftline.operate.addresses import Addresses
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Batch
+from driftline.stream.batch import Batch, Messages
 from driftline.stream.kafka import LogReader, Publisher
 
 Answer = TypeVar("Answer")
@@ -47,14 +47,14 @@ async def everything(addresses: Addresses, topic: Topic) -> list[Batch]:
         return list((await reader.read_to()).values())
 
 
-def operator_command(clock: Clock, action: str, model: str, reason: str) -> Operator:
-    """A command to the rollout, in the name of whoever is logged in; an empty `model` means the one at hand."""
-    return Operator(id=f"{action}-{clock.now_ms()}", action=action, model=model, who=who(), reason=reason)
+def operator_command(clock: Clock, action: str, model: str, reason: str, by: str = "") -> Operator:
+    """A command to the rollout, in the name of `by` or of whoever is logged in; an empty `model` means the one at hand."""
+    return Operator(id=f"{action}-{clock.now_ms()}", action=action, model=model, who=by or who(), reason=reason)
 
 
-def retrain_command(pipeline: Pipeline, clock: Clock, trigger: str, reason: str) -> Retrain:
-    """A command to the trainer, in the name of whoever is logged in; its time is filled in when it is sent."""
-    return Retrain(id=f"{pipeline.name}-{trigger}-{clock.now_ms()}", trigger=trigger, time=0, who=who(), evidence={"because": reason})
+def retrain_command(pipeline: Pipeline, clock: Clock, trigger: str, reason: str, by: str = "") -> Retrain:
+    """A command to the trainer, in the name of `by` or of whoever is logged in; its time is filled in when it is sent."""
+    return Retrain(id=f"{pipeline.name}-{trigger}-{clock.now_ms()}", trigger=trigger, time=0, who=by or who(), evidence={"because": reason})
 
 
 async def send_to_rollout(addresses: Addresses, pipeline: Pipeline, clock: Clock, command: Operator, wait_s: float) -> Deployment:
@@ -97,15 +97,17 @@ async def _publish(addresses: Addresses, pipeline: Pipeline, clock: Clock, comma
     publisher = Publisher(
         addresses.kafka, Topics.of(pipeline), Registry(addresses.registry), Writer.OPERATOR, clock, client="driftline-cli"
     )
-    topic = "control" if isinstance(command, Operator) else "retrain"
-    at_ns = clock.now_ms() * 1_000_000
     await publisher.start()
     try:
-        await publisher.send(
-            as_messages(topic, command.message, [command], source=Source.OPERATORS, offsets=[at_ns], indexes=[0], partition=0, to=0)
-        )
+        await publisher.send(command_messages(command, clock.now_ms() * 1_000_000))
     finally:
         await publisher.stop()
+
+
+def command_messages(command: Operator | Retrain, at_ns: int) -> Messages:
+    """A command for its topic. `at_ns`, above that of every command before it, is its coordinate: readers drop what is not above."""
+    topic = "control" if isinstance(command, Operator) else "retrain"
+    return as_messages(topic, command.message, [command], source=Source.OPERATORS, offsets=[at_ns], indexes=[0], partition=0, to=0)
 
 
 async def _time(addresses: Addresses, topics: Topics) -> int:

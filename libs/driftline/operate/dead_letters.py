@@ -24,6 +24,8 @@ from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything
 from driftline.operate.models import day
 from driftline.pipeline import Pipeline
+from driftline.settings import secret
+from driftline.stream.batch import Batch
 from driftline.stream.dead_letters import unseal
 from driftline.stream.kafka import committed_metadata
 
@@ -97,37 +99,40 @@ def since_ms(text: str, now_ms: int, option: str = "--since") -> int:
 
 async def read_letters(addresses: Addresses, pipeline: Pipeline, wanted: Wanted = EVERYTHING) -> list[Letter]:
     """The pipeline's dead letters that are wanted, oldest first."""
-    letters: list[Letter] = []
-    for batch in await everything(addresses, Topics.of(pipeline).dead_letters):
-        table = batch["dead_letter"]
-        if table is None:
-            continue
-        text = {name: table[name].texts() for name in ("topic", "service", "reason", "detail")}
-        raw = {name: [table[name][at] if table[name].starts[at] >= 0 else None for at in range(len(table))] for name in ("key", "value")}
-        number = {name: table[name].tolist() for name in ("partition", "offset", "timestamp", "sealed")}
-        for at, offset in enumerate(table.offsets.tolist()):
-            letters.append(
-                Letter(
-                    offset,
-                    text["topic"][at],
-                    number["partition"][at],
-                    number["offset"][at],
-                    text["service"][at],
-                    text["reason"][at],
-                    text["detail"][at],
-                    number["timestamp"][at],
-                    number["sealed"][at],
-                    raw["key"][at],
-                    raw["value"][at],
-                )
-            )
+    letters = [one for batch in await everything(addresses, Topics.of(pipeline).dead_letters) for one in letters_in(batch)]
     return [letter for letter in letters if wanted.has(letter)]
 
 
+def letters_in(batch: Batch) -> list[Letter]:
+    """The dead letters of a batch of their topic."""
+    table = batch["dead_letter"]
+    if table is None:
+        return []
+    text = {name: table[name].texts() for name in ("topic", "service", "reason", "detail")}
+    raw = {name: [table[name].get(at) for at in range(len(table))] for name in ("key", "value")}
+    number = {name: table[name].tolist() for name in ("partition", "offset", "timestamp", "sealed")}
+    return [
+        Letter(
+            offset,
+            text["topic"][at],
+            number["partition"][at],
+            number["offset"][at],
+            text["service"][at],
+            text["reason"][at],
+            text["detail"][at],
+            number["timestamp"][at],
+            number["sealed"][at],
+            raw["key"][at],
+            raw["value"][at],
+        )
+        for at, offset in enumerate(table.offsets.tolist())
+    ]
+
+
 def pii_key(environment: Mapping[str, str] = os.environ) -> bytes:
-    """The key that sealed them, from DRIFTLINE_PII_KEY (hexadecimal, as intake has it); empty when not set. Raises Fatal."""
+    """The key that sealed them, from DRIFTLINE_PII_KEY or its file (hexadecimal, as intake has it); empty when not set. Raises Fatal."""
     try:
-        return bytes.fromhex(environment.get("DRIFTLINE_PII_KEY", ""))[:KEY_BYTES]
+        return bytes.fromhex(secret("pii_key", environment))[:KEY_BYTES]
     except ValueError as error:
         raise Fatal("DRIFTLINE_PII_KEY is not hexadecimal") from error
 

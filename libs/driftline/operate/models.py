@@ -18,6 +18,7 @@ from driftline.errors import Invalid
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.pipeline import Pipeline
+from driftline.stream.batch import Batch
 
 DIGEST_SHOWN = 12
 
@@ -29,6 +30,13 @@ class History:
     releases: list[Release] = field(default_factory=list)
     moves: list[Deployment] = field(default_factory=list)
     now: Deployment = field(default_factory=Deployment.none)
+
+    def take(self, batch: Batch) -> None:
+        """What a batch of control or of deployments adds."""
+        self.releases += facts_in(batch, "release")
+        if deployments := facts_in(batch, "deployment"):
+            self.moves += [one for one in deployments if one.move != "nothing"]
+            self.now = deployments[-1]
 
     def role_of(self, digest: str) -> str:
         """What a model does now: champion, canary 25 %, candidate, frozen, previous, or nothing."""
@@ -47,11 +55,9 @@ async def read_history(addresses: Addresses, pipeline: Pipeline) -> History:
     """Everything that control and deployments say."""
     topics = Topics.of(pipeline)
     history = History()
-    for batch in await everything(addresses, topics.control):
-        history.releases += facts_in(batch, "release")
-    deployments = [fact for batch in await everything(addresses, topics.deployments) for fact in facts_in(batch, "deployment")]
-    history.moves = [one for one in deployments if one.move != "nothing"]
-    history.now = deployments[-1] if deployments else history.now
+    for topic in (topics.control, topics.deployments):
+        for batch in await everything(addresses, topic):
+            history.take(batch)
     return history
 
 

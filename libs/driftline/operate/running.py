@@ -16,13 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from aiokafka.admin import NewTopic
+
 from driftline.contracts.topics import SERVICES, Topics
 from driftline.errors import Fatal
+from driftline.local.door import open_door, read_http
 from driftline.local.stack import Stack
 from driftline.models.bundle import generate_keys
 from driftline.operate.addresses import KEPT, find_addresses
 from driftline.pipeline import Pipeline, load_pipeline, pipelines_folder
-from driftline.stream.kafka import ensure_topics
+from driftline.stream.kafka import create_topics, ensure_topics
 
 LOOK_EVERY_S = 0.5
 
@@ -40,14 +43,26 @@ def run_all(name: str, *, local: bool, partitions: int, folder: Path) -> int:
     stack = Stack(folder)
     try:
         stack.start(lambda what, address, seconds: print(f"{what:<9} {address}  up in {seconds:.1f} s", flush=True))
-        asyncio.run(ensure_topics(stack.environment()["DRIFTLINE_KAFKA"], Topics.of(pipeline), partitions))
+        asyncio.run(_make_topics(stack, pipeline, partitions, upstream=local))
         _start(stack, pipeline, _environment(folder.resolve(), pipeline))
         print(f"{name}: {len(SERVICES)} services; logs in {stack.logs}. driftline status {name}. Ctrl-C stops everything", flush=True)
+        said = False
         while not told.wait(LOOK_EVERY_S):
             _refuse_ended(stack)
+            if not said and (url := read_http(stack.run_dir)):
+                print(f"gateway   {url}/openapi.json  (curl {url}/v1/pipelines)", flush=True)
+                said = True
         return 0
     finally:
         stack.stop()
+
+
+async def _make_topics(stack: Stack, pipeline: Pipeline, partitions: int, *, upstream: bool) -> None:
+    """The pipeline's topics; and, on a broker that has nobody else, those of the applications."""
+    kafka = stack.environment()["DRIFTLINE_KAFKA"]
+    await ensure_topics(kafka, Topics.of(pipeline), partitions)
+    if upstream:
+        await create_topics(kafka, [NewTopic(stream.topic, partitions, 1) for stream in pipeline.streams])
 
 
 def _told() -> threading.Event:
@@ -70,6 +85,7 @@ def _environment(folder: Path, pipeline: Pipeline) -> dict[str, str]:
     if any(stream.pii for stream in pipeline.streams):
         made["DRIFTLINE_PII_KEY"] = _pii_key(folder / "keys" / "pii.hex")
     made["DRIFTLINE_PIPELINES"] = str(pipelines_folder().resolve())
+    made |= open_door(os.environ)
     return made | {name: os.environ[name] for name in made if os.environ.get(name)}
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from driftline.contracts.messages import Deployment, Report
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import LOOP, SERVICES, Topics
 from driftline.errors import Fatal
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
@@ -56,11 +56,7 @@ class Status:
 async def read_status(addresses: Addresses, pipeline: Pipeline) -> Status:
     """Ask the processes and the logs. Raises Fatal when Kafka does not answer or the topics are not there."""
     topics = Topics.of(pipeline)
-    status = Status(services=await asyncio.to_thread(_services, addresses))
-    try:
-        status.lags = await _lags(addresses.kafka, pipeline.name)
-    except KafkaError as error:
-        raise Fatal(f"Kafka at {addresses.kafka} does not answer: {error!r}") from error
+    status = Status(services=await asyncio.to_thread(read_services, addresses), lags=await read_lags(addresses.kafka, pipeline.name))
     for batch in await everything(addresses, topics.deployments):
         status.deployment = facts_in(batch, "deployment")[-1]
     for batch in await everything(addresses, topics.control):
@@ -68,9 +64,10 @@ async def read_status(addresses: Addresses, pipeline: Pipeline) -> Status:
     return status
 
 
-def _services(addresses: Addresses) -> dict[str, str]:
-    """Each service's /readyz, at the address that it wrote into the run dir."""
-    return {service: read_readiness(addresses, service) for service in SERVICES}
+def read_services(addresses: Addresses) -> dict[str, str]:
+    """Each service's /readyz, at the address that it wrote into the run dir; of the gateway only where there is one."""
+    asked = [service for service in SERVICES if service in LOOP or (addresses.run_dir / f"{service}.json").exists()]
+    return {service: read_readiness(addresses, service) for service in asked}
 
 
 def read_readiness(addresses: Addresses, service: str) -> str:
@@ -88,8 +85,15 @@ def read_readiness(addresses: Addresses, service: str) -> str:
         return f"does not answer at {ops}: {error}"
 
 
+async def read_lags(kafka: str, pipeline: str) -> list[Lag]:
+    """Committed offsets of the pipeline's groups against the ends of what they read. Raises Fatal when Kafka does not answer."""
+    try:
+        return await _lags(kafka, pipeline)
+    except KafkaError as error:
+        raise Fatal(f"Kafka at {kafka} does not answer: {error!r}") from error
+
+
 async def _lags(kafka: str, pipeline: str) -> list[Lag]:
-    """Committed offsets of the pipeline's groups against the ends of what they read."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
     await asyncio.gather(admin.start(), consumer.start())

@@ -1,15 +1,16 @@
 """
 One event through the loop: every message about it, on every topic, with its offset.
 
-Partition and event offset name one event everywhere, so the events topic is searched for the id, and every other topic for the
-two numbers. It reads whole topics: seconds for a million events, meant for people.
+Partition and event offset name one event everywhere, so the events topic is searched for the id, unless somebody knows where it is,
+and every other topic for the two numbers: in the event's own partition, from about the time on when the event was written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,13 @@ from driftline.errors import Invalid
 from driftline.operate.addresses import Addresses
 from driftline.operate.models import day
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Table, Varlen
+from driftline.stream.batch import Batch, Table, Varlen
 from driftline.stream.kafka import LogReader
 from driftline.stream.kafka import Source as Records
 
 POLL_MS = 1_000
+STRIDE = 200_000  # records that are held in memory at once
+SLACK_MS = 60_000  # by so much the clocks of senders may differ
 SHOWN = {
     "row": ("layout", "deployment"),
     "prediction": ("score", "decision", "reasons", "model", "arm", "flags"),
@@ -40,6 +43,14 @@ SHOWN = {
     "event": ("home",),
 }
 TIMES = ("time", "visible", "asked", "known")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an event is on the pipeline's log."""
+
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +73,57 @@ class Trace:
     after: list[Found] = field(default_factory=list)
 
 
-async def read_trace(addresses: Addresses, pipeline: Pipeline, event_id: str) -> Trace:
-    """Search the topics. Raises Invalid when no event has this id."""
+async def read_trace(addresses: Addresses, pipeline: Pipeline, event_id: str, place: Place | None = None) -> Trace:
+    """
+    Everything about one event; without its `place` the whole of the events is searched for it. Raises Invalid when no event has this id.
+    """
     topics = Topics.of(pipeline)
     wanted = event_id.encode()
-    trace = Trace(event_id, events=await _search(addresses, topics.events, lambda _partition, table: _with_id(table, wanted)))
+    starts, records_max = (None, None) if place is None else ({place.partition: place.offset}, 1)
+    events = await _search(addresses, topics.events, lambda _partition, table: _with_id(table, wanted), starts, records_max)
+    trace = Trace(event_id, events=events)
     if not trace.events:
         raise Invalid(f"no event on {topics.events.name} has the id {event_id}")
     at = {(found.partition, found.offset) for found in trace.events if found.fields["home"]}
-    along = [topics.features, topics.journal, topics.examples]
-    for topic in along:
-        trace.after += await _search(addresses, topic, lambda partition, table: _about(table, partition, at))
-        if topic is topics.features:
-            trace.after += await _predictions(addresses, pipeline, topics.predictions, at)
+    written_ms = await _written_ms(addresses, topics.events, at)
+    for topic in (topics.features, topics.predictions, topics.journal, topics.examples):
+        starts = await _starts(addresses, topic, written_ms)
+        if topic is topics.predictions and pipeline.predictions == "json":
+            trace.after += await _json_predictions(addresses, topic, at, starts)
+        else:
+            trace.after += await _search(addresses, topic, lambda partition, table: _about(table, partition, at), starts)
     return trace
+
+
+async def _written_ms(addresses: Addresses, topic: Topic, at: set[tuple[int, int]]) -> dict[int, int]:
+    """When the first of the events in each partition was written, by its sender's clock."""
+    written: dict[int, int] = {}
+    for partition, offset in sorted(at):
+        if partition not in written:
+            async with _reading(addresses, topic, partition) as source:
+                source.seek(offset)
+                polled = await source.poll(1, POLL_MS)
+                written[partition] = 0 if polled is None else int(polled.timestamps[0])
+    return written
+
+
+async def _starts(addresses: Addresses, topic: Topic, written_ms: Mapping[int, int]) -> dict[int, int]:
+    """From where on each partition is to be searched."""
+    starts = {}
+    for partition, time_ms in written_ms.items():
+        async with _reading(addresses, topic, partition) as source:
+            starts[partition] = await source.since(max(0, time_ms - SLACK_MS))
+    return starts
+
+
+@asynccontextmanager
+async def _reading(addresses: Addresses, topic: Topic, partition: int) -> AsyncIterator[Records]:
+    source = Records(addresses.kafka, topic.name, partition)
+    await source.start()
+    try:
+        yield source
+    finally:
+        await source.stop()
 
 
 def _with_id(table: Table, wanted: bytes) -> npt.NDArray[np.int64]:
@@ -91,22 +139,38 @@ def _about(table: Table, partition: int, at: set[tuple[int, int]]) -> npt.NDArra
     return np.flatnonzero(np.isin(table["event_offset"], offsets)) if table.message != "tick" else np.zeros(0, np.int64)
 
 
-async def _search(addresses: Addresses, topic: Topic, find: Callable[[int, Table], npt.NDArray[np.int64]]) -> list[Found]:
+async def _search(
+    addresses: Addresses,
+    topic: Topic,
+    find: Callable[[int, Table], npt.NDArray[np.int64]],
+    starts: Mapping[int, int] | None = None,
+    records_max: int | None = None,
+) -> list[Found]:
+    """What `find` finds: in all of the topic, or in the partitions that `starts` names, from there on, and no further than so many."""
     reader = LogReader(addresses.kafka, topic, Registry(addresses.registry))
-    await reader.start()
-    found = []
+    await reader.start(starts)
+    found: list[Found] = []
     try:
         ends = await reader.end_offsets()
+        if starts is not None:
+            ends = {partition: min(ends[partition], first + (records_max or ends[partition])) for partition, first in starts.items()}
         while any(reader.positions[partition] < end for partition, end in ends.items()):
-            for batch in await reader.next(1.0):
-                for table in batch.tables.values():
-                    hits = table.take(find(batch.partition, table))
-                    found += [
-                        Found(topic.name, batch.partition, offset, hits.message, record)
-                        for offset, record in zip(hits.offsets.tolist(), _records(hits), strict=True)
-                    ]
+            goal = {partition: min(end, reader.positions[partition] + STRIDE) for partition, end in ends.items()}
+            for batch in (await reader.read_to(goal)).values():
+                found += await asyncio.to_thread(_found, topic, batch, find)
     finally:
         await reader.stop()
+    return found
+
+
+def _found(topic: Topic, batch: Batch, find: Callable[[int, Table], npt.NDArray[np.int64]]) -> list[Found]:
+    found = []
+    for table in batch.tables.values():
+        hits = table.take(find(batch.partition, table))
+        found += [
+            Found(topic.name, batch.partition, offset, hits.message, record)
+            for offset, record in zip(hits.offsets.tolist(), _records(hits), strict=True)
+        ]
     return found
 
 
@@ -121,30 +185,18 @@ def _records(table: Table) -> list[dict[str, Any]]:
     return records
 
 
-async def _predictions(addresses: Addresses, pipeline: Pipeline, topic: Topic, at: set[tuple[int, int]]) -> list[Found]:
-    if pipeline.predictions != "json":
-        return await _search(addresses, topic, lambda partition, table: _about(table, partition, at))
-    parts = await asyncio.gather(*(_json_predictions(addresses, topic, partition, offset) for partition, offset in sorted(at)))
-    return [found for part in parts for found in part]
-
-
-async def _json_predictions(addresses: Addresses, topic: Topic, partition: int, event_offset: int) -> list[Found]:
-    source = Records(addresses.kafka, topic.name, partition)
-    await source.start()
+async def _json_predictions(addresses: Addresses, topic: Topic, at: set[tuple[int, int]], starts: Mapping[int, int]) -> list[Found]:
     found = []
-    try:
-        position, end = await source.bounds()
-        source.seek(position)
-        while position < end:
-            polled = await source.poll(5_000, POLL_MS)
-            if polled is None:
-                break
-            position = polled.last + 1
-            for offset, value in zip(polled.offsets.tolist(), polled.values.tolist(), strict=True):
-                if str(event_offset).encode() in value and (fields := json.loads(value)).get("event_offset") == event_offset:
-                    found.append(Found(topic.name, partition, offset, "prediction", fields))
-    finally:
-        await source.stop()
+    for partition, first in starts.items():
+        offsets = {str(offset).encode(): offset for where, offset in at if where == partition}
+        async with _reading(addresses, topic, partition) as source:
+            position, end = first, await source.end_now()
+            source.seek(position)
+            while position < end and (polled := await source.poll(5_000, POLL_MS)) is not None:
+                position = polled.last + 1
+                for offset, value in zip(polled.offsets.tolist(), polled.values.tolist(), strict=True):
+                    if any(text in value for text in offsets) and (fields := json.loads(value)).get("event_offset") in offsets.values():
+                        found.append(Found(topic.name, partition, offset, "prediction", fields))
     return found
 
 

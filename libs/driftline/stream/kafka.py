@@ -24,7 +24,7 @@ from driftline.contracts.bounds import Declared
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
-from driftline.stream.batch import Batch, Messages, Refused, Varlen
+from driftline.stream.batch import Batch, Ints, Messages, Refused, Varlen
 from driftline.stream.fetched import by_column, columns
 from driftline.stream.record_batches import BATCH_BYTES_MAX, packed
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
@@ -117,6 +117,12 @@ class Source:
             end: int = (await self._consumer.end_offsets([self._at]))[self._at]
         return end
 
+    async def since(self, time_ms: int) -> int:
+        """The offset of the first record that was stamped at `time_ms` or later; the log's end where there is none."""
+        async with answering(self._where):
+            found = (await self._consumer.offsets_for_times({self._at: time_ms}))[self._at]
+        return await self.end_now() if found is None else int(found.offset)
+
     async def position(self) -> int:
         """The offset up to which all was polled, what is no record (the marker of a transaction, a compacted place) included."""
         async with answering(self._where):
@@ -191,16 +197,14 @@ class Ends:
         await stop_consumer(self._consumer)
 
 
-class Sink:
+class Outlet:
     """
     One idempotent producer. Sends whole batches to named partitions, and returns when all are acked.
 
     After any error the producer must be thrown away, for what it still holds might be sent later: `stop` and make another.
     """
 
-    def __init__(self, kafka: str, topics: Mapping[str, Topic], encoder: Encoder, client: str) -> None:
-        self._topics = topics
-        self._encoder = encoder
+    def __init__(self, kafka: str, client: str) -> None:
         self._kafka = kafka
         self._client = client
         self._producer: AIOKafkaProducer | None = None
@@ -220,6 +224,46 @@ class Sink:
         async with answering("cannot connect to Kafka"):
             await self._producer.start()
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions `topic` has. Raises Recoverable when there is no such topic, or when the broker does not answer."""
+        async with answering(topic):
+            return len(await self._started().partitions_for(topic))
+
+    async def put(self, topic: str, partition: int, keys: Varlen, values: Varlen, order: Ints, now_ms: int) -> None:
+        """
+        Send records to one partition, in `order`. A batch goes when the one before it is acked: were a later one written and an
+        earlier one not, consumers, who keep one coordinate a lane, would take what is sent again for copies.
+        """
+        largest = int(((keys.ends - keys.starts) * (keys.starts >= 0) + values.ends - values.starts).max())
+        if largest > MESSAGE_BYTES_MAX:
+            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
+        for batch in packed(keys, values, order, now_ms):
+            await (await self._started().send_batch(batch, topic, partition=partition))
+
+    async def stop(self) -> None:
+        """Disconnect; what was not acked is forgotten."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        if producer._sender is not None and producer._sender.sender_task is not None:
+            await producer._sender.close()  # or else `stop` waits until all is acked, for ever if it must
+            producer._message_accumulator.fail_all(KafkaError("thrown away"))
+        await producer.stop()
+
+    def _started(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise Fatal("the sink was not started")
+        return self._producer
+
+
+class Sink(Outlet):
+    """An outlet for topics of ours, with their encoder."""
+
+    def __init__(self, kafka: str, topics: Mapping[str, Topic], encoder: Encoder, client: str) -> None:
+        super().__init__(kafka, client)
+        self._topics = topics
+        self._encoder = encoder
+
     async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
         """
         Send all of `messages`, by topic in ascending `order`, and wait for the acks. Returns how many were sent.
@@ -238,34 +282,11 @@ class Sink:
         return sum(len(one) for one in messages)
 
     async def _send_in_order(self, kind: str, to: int, group: Sequence[Messages], partition: int, now_ms: int) -> None:
-        """
-        Send what goes to one partition. A batch goes when the one before it is acked: were a later one written and an earlier one
-        not, consumers, who keep one coordinate a lane, would take what is sent again for copies.
-        """
+        """Send what goes to one partition."""
         keys = Varlen.concat([Varlen.nulls(len(one)) if one.keys is None else one.keys for one in group])
         values = Varlen.concat([self._encoder.values(one, partition) for one in group])
-        topic = self._topics[kind].name
-        largest = int(((keys.ends - keys.starts) * (keys.starts >= 0) + values.ends - values.starts).max())
-        if largest > MESSAGE_BYTES_MAX:
-            raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
         sending = np.argsort(np.concatenate([one.order for one in group]), kind="stable")
-        for batch in packed(keys, values, sending, now_ms):
-            await (await self._started().send_batch(batch, topic, partition=to))
-
-    async def stop(self) -> None:
-        """Disconnect; what was not acked is forgotten."""
-        producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        if producer._sender is not None and producer._sender.sender_task is not None:
-            await producer._sender.close()  # or else `stop` waits until all is acked, for ever if it must
-            producer._message_accumulator.fail_all(KafkaError("thrown away"))
-        await producer.stop()
-
-    def _started(self) -> AIOKafkaProducer:
-        if self._producer is None:
-            raise Fatal("the sink was not started")
-        return self._producer
+        await self.put(self._topics[kind].name, to, keys, values, sending, now_ms)
 
 
 class Publisher:

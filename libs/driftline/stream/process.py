@@ -52,15 +52,21 @@ class Ops:
         self._run_dir = run_dir
         self._troubles: Callable[[], list[str]] = lambda: ["not started"]
         self._server: asyncio.Server | None = None
+        self._told: dict[str, object] = {}
 
     async def start(self, troubles: Callable[[], list[str]]) -> None:
         """Listen. `troubles` names what is not ready; none means ready."""
         self._troubles = troubles
         self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=REQUEST_BYTES_MAX)
         host, port = self._server.sockets[0].getsockname()[:2]
+        self.tell(ops=f"http://{host}:{port}", pid=os.getpid())
+
+    def tell(self, **addresses: object) -> None:
+        """Add to what is written for whoever started the process."""
+        self._told |= addresses
         if self._run_dir is not None:
             place = self._run_dir / f"{self._name}.json"
-            place.with_suffix(".part").write_text(json.dumps({"ops": f"http://{host}:{port}", "pid": os.getpid()}))
+            place.with_suffix(".part").write_text(json.dumps(self._told))
             place.with_suffix(".part").replace(place)
 
     async def stop(self) -> None:

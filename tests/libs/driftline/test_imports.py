@@ -12,11 +12,11 @@ import pytest
 from driftline.imports import hidden
 
 HEAVY = {"scipy", "cffi", "rich", "polars", "lightgbm", "sklearn", "faust", "torch", "pandas", "pyarrow"}
-NEEDS = {"trainer": {"lightgbm", "pandas", "polars", "rich", "sklearn", "scipy"}, "rollout": {"faust", "cffi"}}
+NEEDS = {"trainer": {"lightgbm", "pandas", "polars", "rich", "sklearn", "scipy"}, "rollout": {"faust", "cffi"}, "gateway": {"rich"}}
 LISTED = "import importlib, json, sys; importlib.import_module('services.{}.app'); print(json.dumps(sorted(sys.modules)))"
 
 
-@pytest.mark.parametrize("service", ["intake", "feature", "inference", "labeler", "drift", "trainer", "rollout"])
+@pytest.mark.parametrize("service", ["intake", "feature", "inference", "labeler", "drift", "trainer", "rollout", "gateway"])
 def test_a_service_imports_nothing_heavy_that_it_does_not_use(service: str) -> None:
     """
     In a process of its own, as it starts.

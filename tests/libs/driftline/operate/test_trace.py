@@ -12,7 +12,7 @@ from rich.console import Console
 from driftline.contracts.avro import pack_strings
 from driftline.contracts.messages import Source, Writer
 from driftline.errors import Invalid
-from driftline.operate.trace import print_trace, read_trace
+from driftline.operate.trace import Place, print_trace, read_trace
 from driftline.stream.batch import Messages, Varlen
 
 VISIBLE = 1_357_000_000_000
@@ -65,6 +65,18 @@ async def test_an_event_is_found_on_every_topic_by_its_offset(place: Any):
     assert f"{place.topics.events.name}[1]@1  from flights[0]@11" in shown.getvalue()
     assert f"{place.pipeline.layout.names[5]} = 5" in shown.getvalue()
     assert f"age of {place.pipeline.layout.views[0]} = 60 s" in shown.getvalue()
+
+
+async def test_an_event_whose_place_is_known_is_not_searched_for(place: Any):
+    """
+    One record is read in the place of the topic; an id that is not there is not found, though it is elsewhere.
+    """
+    await place.put(Writer.INTAKE, event(10, "one"), event(11, "two"))
+    await place.put(Writer.FEATURE, row(place, 1))
+    trace = await read_trace(place.addresses, place.pipeline, "two", Place(1, 1))
+    assert [(found.message, found.partition, found.offset) for found in trace.events + trace.after] == [("event", 1, 1), ("row", 1, 0)]
+    with pytest.raises(Invalid):
+        await read_trace(place.addresses, place.pipeline, "two", Place(1, 0))
 
 
 async def test_an_unknown_id_is_said_to_be_unknown(place: Any):

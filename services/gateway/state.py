@@ -1,0 +1,98 @@
+"""
+The one place that reads state, for JSON routes and pages alike: what the logs say, from memory where it is followed, and from the
+servers, within limits, where it is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from driftline.clock import Clock
+from driftline.contracts.messages import Deployment, Report
+from driftline.errors import Rejected
+from driftline.operate.addresses import Addresses
+from driftline.operate.board import Board, Commanded, Refusals
+from driftline.operate.models import History
+from driftline.operate.predictions import Prediction
+from driftline.operate.status import Lag, Status, read_lags, read_services
+from driftline.operate.trace import Place, Trace, read_trace
+from driftline.pipeline import Pipeline
+
+from .core import Book
+
+STATUS_KEPT_S = 2.0
+TRACES_MAX = 2  # at once: each reads partitions of topics
+
+
+class State:
+    """Everything that is known of one pipeline. What it gives are values."""
+
+    def __init__(self, pipeline: Pipeline, addresses: Addresses, board: Board, book: Book[Prediction], clock: Clock) -> None:
+        self.pipeline = pipeline
+        self._addresses = addresses
+        self._board = board
+        self._book = book
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._traces = 0
+        self._services: dict[str, str] = {}
+        self._lags: list[Lag] = []
+        self._asked_s = float("-inf")
+
+    def history(self) -> History:
+        """Releases, moves, and the deployment in force."""
+        return self._board.history()
+
+    def deployment(self) -> Deployment:
+        """The deployment in force."""
+        return self._board.history().now
+
+    def reports(self) -> list[Report]:
+        """The newest reports, oldest first."""
+        return self._board.reports()
+
+    def retrains(self) -> list[Commanded]:
+        """The newest retrain commands with their outcomes, oldest first."""
+        return self._board.retrains()
+
+    def refusals(self) -> list[Refusals]:
+        """Refused records by topic, service and reason, without what they held."""
+        return self._board.refusals()
+
+    def prediction(self, id: str) -> Prediction | None:
+        """The answer to a question, while it is among the newest."""
+        return self._book.answer(id)
+
+    def is_waiting(self, id: str) -> bool:
+        """Whether the question was published here, and its answer is not there yet."""
+        return self._book.is_waiting(id)
+
+    async def status(self) -> Status:
+        """Processes and lags, as they were a moment ago at most; the model and the alarms. Raises Fatal when Kafka does not answer."""
+        async with self._asking:
+            if self._clock.monotonic_s() - self._asked_s > STATUS_KEPT_S:
+                self._services = await asyncio.to_thread(read_services, self._addresses)
+                self._lags = await read_lags(self._addresses.kafka, self.pipeline.name)
+                self._asked_s = self._clock.monotonic_s()
+        reports = self._board.reports()
+        return Status(dict(self._services), list(self._lags), self.deployment(), reports[-1] if reports else None)
+
+    async def trace(self, id: str) -> Trace:
+        """
+        One event through the loop. Raises Invalid when no event has this id, Rejected while others are being looked for.
+
+        Where its prediction is among the newest, one record of the events is read; otherwise the whole of that topic is searched.
+        """
+        if self._traces >= TRACES_MAX:
+            raise Rejected(f"{TRACES_MAX} events are being traced already")
+        self._traces += 1
+        try:
+            known = self._book.answer(id)
+            place = None if known is None or known.partition < 0 else Place(known.partition, known.event_offset)
+            return await read_trace(self._addresses, self.pipeline, id, place)
+        finally:
+            self._traces -= 1
+
+    async def changed(self, timeout_s: float) -> None:
+        """Until the board has news, or until `timeout_s` have passed."""
+        await self._board.changed.wait(timeout_s)
