@@ -32,6 +32,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         # what is known
         "list_pipelines": Role.VIEWER,
         "get_status": Role.VIEWER,
+        "get_features": Role.VIEWER,
         "get_event": Role.VIEWER,
         "list_dead_letters": Role.VIEWER,
         "list_models": Role.VIEWER,

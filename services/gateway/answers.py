@@ -327,6 +327,16 @@ def _row(pipeline: Pipeline, row: bytes) -> tuple[dict[str, float | None], dict[
     return dict(zip(layout.names, features, strict=True)), dict(zip(layout.views, ages, strict=True))
 
 
+class Entity(BaseModel):
+    """What a view says of an entity."""
+
+    view: str
+    entity: Annotated[dict[str, str], Field(description="The fields that name it.", examples=[{"tail": "N14228"}])]
+    at: Annotated[int, Field(description="As of when: milliseconds since 1970, UTC.")]
+    features: Annotated[dict[str, float | None], Field(description="By name; null is missing.")]
+    age_s: Annotated[float | None, Field(description="How long ago it was last heard of, in seconds; null where it is not known.")]
+
+
 class Command(BaseModel, extra="forbid"):
     """Why; it is published with the command and with the name of the token."""
 

@@ -27,7 +27,9 @@ from driftline.operate.predictions import Prediction, Predictions
 from driftline.operate.tokens import VARIABLE, Tokens, load_tokens
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.kafka import Publisher
+from driftline.stream.online import OnlineReader
 from driftline.stream.process import Ops, Part, Process
+from driftline.stream.store import Store
 
 from .access import Access, Rates
 from .core import Book, Limits
@@ -87,11 +89,13 @@ def make(settings: Settings, clock: Clock, tell: Callable[[str], None]) -> Gatew
     scorer = Scorer(settings.kafka, pipeline, registry, clock, book, settings.upstream_format)
     predictions = Predictions(settings.kafka, pipeline, registry, scorer.take, settings.answers_max)
     publisher = Publisher(settings.kafka, topics, registry, Writer.OPERATOR, clock, client=f"{pipeline.name}-gateway-commands")
+    store = Store(settings.redis)
+    online = OnlineReader(store, pipeline, f"{pipeline.name}-feature")
     desk = Desk(publisher, board, clock)
     behind: list[Part] = [scorer, predictions, desk, *followers(board, settings.kafka, topics, registry)]
     site = Site(
         pipeline=pipeline,
-        state=State(pipeline, addresses, board, book, clock),
+        state=State(pipeline, addresses, board, book, online, clock),
         scorer=scorer,
         desk=desk,
         served=Served(pipeline, board, BundleStore(Path(settings.model_store), trusts)),
@@ -106,7 +110,7 @@ def make(settings: Settings, clock: Clock, tell: Callable[[str], None]) -> Gatew
     server = HttpServer(make_app(site), settings.http_host, settings.http_port, settings.connections_max, tell)
     metric("driftline_gateway_waiting_max").labels(pipeline=pipeline.name).set(settings.waiting_max)
     metric("driftline_gateway_predictions_kept_max").labels(pipeline=pipeline.name).set(settings.answers_max)
-    return Gateway(server, behind, scorer.release)
+    return Gateway(server, behind, scorer.release, store.close)
 
 
 def admitted(settings: Settings) -> Tokens | None:

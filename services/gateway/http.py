@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -105,6 +105,7 @@ class HttpServer:
                 app,
                 lifespan="off",
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -147,10 +148,13 @@ class HttpServer:
 class Gateway:
     """The server in front and what it leans on: at the end the server goes first, so that whoever is being answered gets the answer."""
 
-    def __init__(self, server: HttpServer, behind: Sequence[Part], hurry: Callable[[], None]) -> None:
+    def __init__(
+        self, server: HttpServer, behind: Sequence[Part], hurry: Callable[[], None], at_last: Callable[[], Awaitable[None]]
+    ) -> None:
         self._server = server
         self._behind = behind
         self._hurry = hurry
+        self._at_last = at_last
 
     @property
     def ready(self) -> bool:
@@ -168,6 +172,8 @@ class Gateway:
                     part.stop()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
+        finally:
+            await self._at_last()
 
     def stop(self) -> None:
         """Drain. Whoever waits for a prediction still has half of the time."""

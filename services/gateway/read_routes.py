@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
 
-from driftline.errors import Invalid
+from driftline.contracts.bounds import TIME_MS_MAX
+from driftline.errors import Invalid, Rejected
 
 from . import answers
 from .problems import documented, of_status
@@ -41,6 +42,7 @@ def add_routes(app: FastAPI) -> None:
     get("/v1/{pipeline}/reports", "list_reports", "Drift, quality and alarms by window", answers.Reports, list_reports, 422)
     get("/v1/{pipeline}/retrains", "list_retrains", "Retrain commands and their outcomes", answers.Retrains, list_retrains, 422)
     get("/v1/{pipeline}/dead-letters", "list_dead_letters", "Refused records by reason", answers.DeadLetters, list_dead_letters)
+    get("/v1/{pipeline}/features/{view}/{key:path}", "get_features", "Features of an entity now", answers.Entity, get_features, 422, 503)
     get("/v1/{pipeline}/events/{id:path}", "get_event", "One event through the loop", answers.Event, get_event, 503)
 
 
@@ -106,6 +108,32 @@ async def list_retrains(request: Request, pipeline: PipelineName, newest: Newest
 async def list_dead_letters(request: Request, pipeline: PipelineName) -> answers.DeadLetters:
     """How many, and the newest of each reason, without what they held: that is for the command line (driftline dead-letters show)."""
     return answers.DeadLetters.of(site_of(request).state.refusals())
+
+
+async def get_features(
+    request: Request,
+    pipeline: PipelineName,
+    view: Annotated[str, Path(description="A view of the pipeline.", examples=["aircraft"])],
+    key: Annotated[str, Path(description="The entity; of several fields, in their order, with | between them.", max_length=1_024)],
+    at: Annotated[int | None, Query(ge=0, lt=TIME_MS_MAX, description="As of when, in milliseconds; now when left out.")] = None,
+) -> answers.Entity:
+    """
+    By the function that answers questions, from what the feature service keeps: what a question at this moment would find. In a replay,
+    whose time is another, say `at`.
+    """
+    site = site_of(request)
+    named = next((one for one in site.pipeline.views if one.name == view), None)
+    if named is None:
+        raise of_status(404, f"there are the views {', '.join(site.pipeline.layout.views)}")
+    parts = key.split("|") if len(named.by) > 1 else [key]
+    if len(parts) != len(named.by) or not all(parts):
+        raise of_status(422, f"an entity of this view has {len(named.by)} parts: {' | '.join(named.by)}")
+    try:
+        found = await site.state.features(view, parts, at)
+    except Rejected as error:
+        raise of_status(503, str(error), {"Retry-After": "1"}) from error
+    entity = dict(zip(named.by, parts, strict=True))
+    return answers.Entity(view=view, entity=entity, at=found.at_ms, features=found.features, age_s=found.age_s)
 
 
 async def get_event(

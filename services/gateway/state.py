@@ -6,6 +6,8 @@ servers, within limits, where it is not.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from driftline.clock import Clock
 from driftline.contracts.messages import Deployment, Report
@@ -17,6 +19,7 @@ from driftline.operate.predictions import Prediction
 from driftline.operate.status import Lag, Status, read_lags, read_services
 from driftline.operate.trace import Place, Trace, read_trace
 from driftline.pipeline import Pipeline
+from driftline.stream.online import SEPARATOR, OnlineReader
 
 from .core import Book
 
@@ -24,11 +27,23 @@ STATUS_KEPT_S = 2.0
 TRACES_MAX = 2  # at once: each reads partitions of topics
 
 
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """What a view says of an entity at a moment: its features by name, and how long ago it last heard of it, in seconds; NaN is missing."""
+
+    at_ms: int
+    features: dict[str, float | None]
+    age_s: float
+
+
 class State:
     """Everything that is known of one pipeline. What it gives are values."""
 
-    def __init__(self, pipeline: Pipeline, addresses: Addresses, board: Board, book: Book[Prediction], clock: Clock) -> None:
+    def __init__(
+        self, pipeline: Pipeline, addresses: Addresses, board: Board, book: Book[Prediction], online: OnlineReader, clock: Clock
+    ) -> None:
         self.pipeline = pipeline
+        self._online = online
         self._addresses = addresses
         self._board = board
         self._book = book
@@ -92,6 +107,20 @@ class State:
             return await read_trace(self._addresses, self.pipeline, id, place)
         finally:
             self._traces -= 1
+
+    async def features(self, view: str, parts: Sequence[str], at_ms: int | None) -> Entity:
+        """
+        What a view says of an entity at `at_ms`, or now, by the function that answers questions. Raises Invalid when there is no such view,
+        Rejected while the feature service has kept nothing that can be read, Recoverable.
+        """
+        at_ms = self._clock.now_ms() if at_ms is None else at_ms
+        answers = await self._online.read({view: [SEPARATOR.join(part.encode() for part in parts)]}, at_ms)
+        layout = self.pipeline.layout
+        kind, values = layout.views.index(view), answers.features[0].tolist()
+        mine: dict[str, float | None] = {
+            name: value for name, value, of in zip(layout.names, values, layout.view_of, strict=True) if of == kind
+        }
+        return Entity(at_ms, mine, float(answers.ages[0, kind]))
 
     async def changed(self, timeout_s: float) -> None:
         """Until the board has news, or until `timeout_s` have passed."""

@@ -143,6 +143,7 @@ class Running:
     pipeline: Pipeline
     topics: Topics
     kafka: str
+    redis: str
     registry: Registry
     answerer: Answerer
     tokens: dict[str, str]
@@ -242,7 +243,7 @@ class Ground:
         with in_a_thread(self.settings(**changed)) as url:
             registry = Registry(self.registry)
             topics = Topics.of(self.pipeline)
-            running = Running(url, self.pipeline, topics, self.kafka, registry, self.answerer, self.tokens, self.folder)
+            running = Running(url, self.pipeline, topics, self.kafka, self.redis, registry, self.answerer, self.tokens, self.folder)
             yield running
             for client in running.opened:
                 client.close()

@@ -25,6 +25,7 @@ MAY = {
         "list_pipelines",
         "get_status",
         "get_event",
+        "get_features",
         "list_dead_letters",
         "list_models",
         "get_model",
@@ -43,13 +44,21 @@ MAY = {
 }
 OPEN = {"oip_server", "oip_server_live", "oip_server_ready", "openapi"}
 BODIES = {"score": {}, "score_batch": [{}], "oip_infer": {}, "oip_infer_version": {}}
-OPERATIONS = 29
+OPERATIONS = 30
 
 
 def operations(running: Any) -> list[tuple[str, str, str]]:
     """Operation, method and a path for each route of the app, from its own document."""
     document = running.client().get("/openapi.json").json()
-    values = {"pipeline": running.pipeline.name, "id": "nobody", "name": "no-model", "model": "no-model", "version": "1"}
+    values = {
+        "pipeline": running.pipeline.name,
+        "id": "nobody",
+        "name": "no-model",
+        "model": "no-model",
+        "version": "1",
+        "view": "recent",
+        "key": "a",
+    }
     found = [
         (operation["operationId"], method, path.format(**values))
         for path, methods in document["paths"].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -9,11 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 
+from driftline.contracts.avro import Codec, column
 from driftline.contracts.messages import Report, Retrain, Source, Trained, Writer
+from driftline.features.events import Decoder
+from driftline.features.murmur2 import partitions_of
+from driftline.features.tiles import ROW_FORMAT
+from driftline.features.views import Views
 from driftline.operate.commands import facts_in
+from driftline.stream.batch import Messages, Refused, Table, Varlen
+from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader
+from driftline.stream.ledger import Entry, RedisLedger
+from driftline.stream.records import Polled
+from driftline.stream.store import Store
 
 DAY = 86_400_000
+SCHEMA = {
+    "type": "record",
+    "name": "Asked",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "account", "type": "string"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {"name": "amount", "type": "int"},
+        {"name": "note", "type": ["null", "string"]},
+    ],
+}
 PATIENCE_S = 20.0
 
 
@@ -93,7 +115,6 @@ def test_a_command_is_published_with_who_and_why_and_answered_by_the_rollout(run
 
 def operators(running: Any) -> list[tuple[str, str, str, str]]:
     """All operators' commands on control."""
-    import asyncio
 
     async def read() -> list[tuple[str, str, str, str]]:
         reader = LogReader(running.kafka, running.topics.control, running.registry)
@@ -145,10 +166,6 @@ def test_refused_records_are_told_by_reason_without_what_they_held(running: Any)
     """
     How many, the newest with place and words; the payload stays where it is.
     """
-    from driftline.stream.batch import Refused
-    from driftline.stream.dead_letters import DeadLetters
-    from driftline.stream.records import Polled
-
     letters = DeadLetters(running.pipeline.name, "intake", Source.UPSTREAM, 100)
     polled = Polled.of([7, 8], [b"k", b"k"], [b"the-payload", b"the-payload"], [1, 2])
     made = letters.of("somewhere", 0, polled, [Refused(at, "contract", '"amount" is missing') for at in (7, 8)])
@@ -165,8 +182,6 @@ def test_one_event_is_traced_by_its_id(running: Any) -> None:
     """
     From the log, as the command line does it; an id that nobody has is not found.
     """
-    from driftline.stream.batch import Messages, Varlen
-
     columns = {name: np.array([value], np.int64) for name, value in {"source": 16, "offset": 1, "index": 0, "event_offset": -1}.items()}
     columns |= {name: np.array([DAY], np.int64) for name in ("time", "visible")} | {"home": np.array([True])}
     texts = {name: Varlen.of([value]) for name, value in {"id": "e-1", "key": "a-1", "body": "the-body"}.items()}
@@ -177,6 +192,43 @@ def test_one_event_is_traced_by_its_id(running: Any) -> None:
     assert [(one["topic"], one["partition"], one["offset"]) for one in found.json()["messages"]] == [(running.topics.events.name, 1, 0)]
     assert "the-body" not in found.text
     assert viewer.get(running.path("events/nobody")).status_code == 404
+
+
+async def keep(running: Any, account: str, amounts: list[int], at_ms: int) -> None:
+    """Fold questions of one account, a second apart up to `at_ms`, and keep what the feature service keeps."""
+    pipeline, n = running.pipeline, len(amounts)
+    views = Views(pipeline)
+    times = at_ms - 1_000 * np.arange(n, 0, -1)
+    ids, keys = [f"q{at}" for at in range(n)], [account] * n
+    fields = {"id": ids, "account": keys, "at": times.tolist(), "amount": amounts, "note": [None] * n}
+    types = {field["name"]: field["type"] for field in SCHEMA["fields"]}
+    body = Codec(SCHEMA).encode({name: column(types[name], values) for name, values in fields.items()})
+    columns = {"source": np.full(n, Source.UPSTREAM), "visible": times, "time": times, "id": Varlen.of(ids), "key": Varlen.of(keys)}
+    table = Table("event", np.arange(n), {**columns, "home": np.ones(n, np.bool_), "body": body})
+    events = Decoder(pipeline, views.plan).decode(table)
+    names = list(views.absent(events))
+    views.entities.add(names, [None] * len(names))
+    rows = views.entities.rows(views.fold(events).touched)
+    for partition in (0, 1):
+        ledger = RedisLedger(Store(running.redis), f"{pipeline.name}-feature", partition)
+        await ledger.open()
+        entry = Entry(1, {}, None, "here", {running.topics.events.name: 2}, pipeline.digest, ROW_FORMAT)
+        await ledger.commit(entry, rows if partition == int(partitions_of(Varlen.of([account]), 2)[0]) else {})
+        await ledger.close()
+
+
+def test_an_entity_is_told_as_a_question_would_find_it_now(running: Any) -> None:
+    """
+    From what the feature service keeps: 503 before there is anything, then features and age; an unknown entity has none.
+    """
+    viewer, path, at_ms = running.client("viewer"), running.path("features/recent/a-9"), 1_700_000_000_000
+    assert viewer.get(path).status_code == 503
+    asyncio.run(keep(running, "a-9", [3, 4], at_ms))
+    told = viewer.get(path, params={"at": at_ms}).json()
+    assert (told["entity"], told["features"], told["age_s"]) == ({"account": "a-9"}, {"asked_1h": 2.0, "amount_1h": 7.0}, 1.0)
+    assert viewer.get(path).json()["features"]["asked_1h"] == 0.0
+    assert viewer.get(running.path("features/recent/nobody"), params={"at": at_ms}).json()["age_s"] is None
+    assert viewer.get(running.path("features/none/a")).status_code == 404
 
 
 def test_what_happens_is_streamed(running: Any) -> None:
