@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from driftline.cli import main as driftline
 from driftline.stream import operators, worker
-from driftline.stream.batch import Batch
+from driftline.stream.batch import Batch, Rows
 from driftline.stream.ledger import Entry, RedisLedger
 from driftline.stream.records import Coordinate, Lane
+from driftline.stream.store import Mset
 
 
 class NoLedger(RedisLedger):
@@ -35,9 +36,10 @@ class NoLedger(RedisLedger):
 
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         """The rows alone."""
-        writes = [word for key, row in rows.items() if row is not None for word in (self._prefix + key, row)]
-        if writes:
-            await self._store.ask((b"MSET", *writes))
+        columns = Rows.of(rows)
+        if len(columns):
+            there = columns.rows.starts >= 0
+            await self._store.ask(Mset(self._prefix, columns.names.take(there), columns.rows.take(there), self._prefix + b"none", b""))
 
 
 def take_all(batch: Batch, seen: Mapping[Lane, Coordinate]) -> tuple[Batch, Mapping[Lane, Coordinate]]:
