@@ -19,7 +19,7 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.batch import Batch, Table, Varlen
 from driftline.stream.ledger import Entry, RedisLedger, prefix_of
 from driftline.stream.store import Store
-from services.feature.core import Feature
+from services.feature.core import ENTITIES_MAX, Feature
 
 from .payments import FIRST_MS, PIPELINES
 
@@ -109,9 +109,9 @@ def codec() -> Codec:
 class Kept:
     """The feature core over one partition, with a real store behind it, as the worker drives it; without a log on either side."""
 
-    def __init__(self, declared: Pipeline, url: str, entities_max: int | None = None) -> None:
+    def __init__(self, declared: Pipeline, url: str, entities_max: int = ENTITIES_MAX) -> None:
         self.pipeline = declared
-        self.core = Feature(declared, 0) if entities_max is None else Feature(declared, 0, entities_max)
+        self.core = Feature(declared, 0, entities_max)
         self._topic = Topics.of(declared).events.name
         self._ledger = RedisLedger(Store(url), f"{declared.name}-feature", 0)
         self.loaded = 0

@@ -47,6 +47,7 @@ PAYMENTS, WORKER_PAYMENTS = 200_000, 400_000
 BATCH = 4_000
 APART_MS = 20_000_000  # of two payments with one card
 MODELS, PAYMENTS_EACH = 4_000, 40  # cards that are folded one payment after the other; all others are in the state of one of these
+ROOMY = 1_000_000
 PARTITIONS = 2
 
 
@@ -104,16 +105,16 @@ async def fill(url: str, cards: int) -> int:
     return last_ms
 
 
-async def fold(cards: int, payments: int) -> dict[str, Any]:
+async def fold(cards: int, payments: int, entities_max: int) -> dict[str, Any]:
     """In this process: processor time of a payment, its loads, and memory."""
     with tempfile.TemporaryDirectory() as folder:
         server = Valkey(Path(folder))
         await asyncio.to_thread(server.start)
         try:
             last_ms = await fill(server.url, cards)
-            kept, chance = Kept(pipeline(), server.url), np.random.default_rng(5)
+            kept, chance = Kept(pipeline(), server.url, entities_max), np.random.default_rng(5)
             await kept.open()
-            all_of_them = chance.permutation(cards) if 2 * cards <= ENTITIES_MAX else chance.integers(0, cards, ENTITIES_MAX)
+            all_of_them = chance.permutation(cards) if 2 * cards <= entities_max else chance.integers(0, cards, entities_max)
             apart_ms = APART_MS / cards
             for one in batches(0, all_of_them, last_ms, apart_ms):  # until the memory has what it can hold
                 await kept.take(one)
@@ -132,6 +133,7 @@ async def fold(cards: int, payments: int) -> dict[str, Any]:
     return {
         "cards": cards,
         "payments": payments,
+        "entities_max": entities_max,
         "us": round(US * ours / payments, 3),
         "store_us": round(US * theirs / payments, 3),
         "loads": round((kept.loaded - loaded) / payments, 3),
@@ -142,9 +144,11 @@ async def fold(cards: int, payments: int) -> dict[str, Any]:
 
 
 def folds(entities: Sequence[int], payments: int) -> list[dict[str, Any]]:
-    """Each number of cards in a process of its own, so that each has a memory of its own."""
-    command = [sys.executable, "-m", "benchmarks.performance.growth", "--payments", str(payments), "--one"]
-    return [json.loads(subprocess.run([*command, str(cards)], check=True, capture_output=True).stdout) for cards in entities]
+    """Each number of cards in a process of its own, so that each has a memory of its own; a million also with room for all of them."""
+    limits = [(cards, ENTITIES_MAX) for cards in entities] + [(cards, 3 * cards) for cards in entities if cards == ROOMY]
+    command = [sys.executable, "-m", "benchmarks.performance.growth", "--payments", str(payments)]
+    runs = [[*command, "--one", str(cards), "--entities-max", str(most)] for cards, most in sorted(limits)]
+    return [json.loads(subprocess.run(one, check=True, capture_output=True).stdout) for one in runs]
 
 
 async def hop(processes: int, payments: int) -> dict[str, Any]:
@@ -195,7 +199,6 @@ async def check(bench: Bench, ours: Driftline) -> None:
 def measure(entities: Sequence[int] = ENTITIES, payments: int = PAYMENTS, worker_payments: int = WORKER_PAYMENTS) -> dict[str, Any]:
     """Both."""
     return {
-        "entities_max": ENTITIES_MAX,
         "entities": folds(entities, payments),
         "workers": [asyncio.run(hop(processes, worker_payments)) for processes in (1, 2)] if worker_payments else [],
     }
@@ -208,9 +211,10 @@ def main() -> None:
     parser.add_argument("--payments", type=int, default=PAYMENTS)
     parser.add_argument("--worker-payments", type=int, default=WORKER_PAYMENTS, help="0: without workers")
     parser.add_argument("--one", type=int, help="so many cards alone, in this process")
+    parser.add_argument("--entities-max", type=int, default=ENTITIES_MAX)
     asked = parser.parse_args()
     if asked.one:
-        found: Any = asyncio.run(fold(asked.one, asked.payments))
+        found: Any = asyncio.run(fold(asked.one, asked.payments, asked.entities_max))
     else:
         found = measure([int(cards) for cards in asked.cards.split(",")], asked.payments, asked.worker_payments)
     print(json.dumps(found, indent=1))

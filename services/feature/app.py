@@ -13,9 +13,18 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.operators import Operators, Wiring, WorkerSettings, ops
 from driftline.stream.process import Process
 
-from .core import Feature
+from .core import ENTITIES_MAX, Feature
 
-Settings = WorkerSettings
+
+class Settings(WorkerSettings, frozen=True, kw_only=True):
+    """Read once from DRIFTLINE_<NAME>; a field without a default must be set."""
+
+    entities_max: int = ENTITIES_MAX  # in memory, of one partition
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.entities_max < 1:
+            raise ValueError(f"DRIFTLINE_ENTITIES_MAX is {self.entities_max}; it must be 1 at least")
 
 
 def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
@@ -27,7 +36,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         writes=[topics.features, topics.journal],
         writer=Writer.FEATURE,
         source=Source.EVENTS,
-        core=lambda partition, _: Feature(pipeline, partition),
+        core=lambda partition, _: Feature(pipeline, partition, settings.entities_max),
         row_format=tiles.ROW_FORMAT,
         reach_ms=_reach_ms(pipeline),
     )

@@ -504,6 +504,7 @@ def settings(**more: Any) -> SimpleNamespace:
         replica=0,
         replicas=1,
         dead_letters_max=1_000,
+        entities_max=500_000,
         ops_port=0,
         run_dir="",
         model_public_key="",

@@ -194,22 +194,21 @@ class Entities:
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._empty = np.concatenate([one.empty for one in layouts])
         self.generation = 0  # changes whenever `find` may have other answers
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything: the store has it all."""
-        self.generation += 1
-        self.count = 0
         self.words = np.zeros(FIRST_WORDS, np.int64)
         self.base = np.zeros(FIRST_SLOTS, np.int64)
-        self._words_used = 0
         self._kinds, self._hashes = np.zeros(FIRST_SLOTS, np.int64), np.zeros(FIRST_SLOTS, np.int64)
         self._key_starts, self._key_ends = np.zeros(FIRST_SLOTS, np.int64), np.zeros(FIRST_SLOTS, np.int64)
         self._stamps = np.zeros(FIRST_SLOTS, np.int64)
         self._stamp = 0
         self._keys = np.zeros(FIRST_KEY_BYTES, np.uint8)
-        self._keys_used = 0
         self._table = np.full(SLOTS_FOR_ONE * FIRST_SLOTS, NONE, np.int64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the store has it all. The room stays, for those who come next."""
+        self.generation += 1
+        self.count = self._words_used = self._keys_used = 0
+        self._table.fill(NONE)
 
     @property
     def numbers(self) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from driftline.pipeline import load_pipeline
@@ -20,3 +21,11 @@ def test_the_format_of_the_rows_is_the_one_that_is_described() -> None:
     """
     (feature,) = wirings(Settings(pipeline="flights", registry=""), load_pipeline("flights"))
     assert feature.row_format == yaml.safe_load(STORE.read_text())["row_format"] == 2
+
+
+def test_a_memory_without_room_is_refused() -> None:
+    """
+    It would be emptied before every batch.
+    """
+    with pytest.raises(ValueError, match="DRIFTLINE_ENTITIES_MAX is 0"):
+        Settings(pipeline="flights", registry="", entities_max=0)
