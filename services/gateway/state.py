@@ -117,9 +117,8 @@ class State:
         answers = await self._online.read({view: [SEPARATOR.join(part.encode() for part in parts)]}, at_ms)
         layout = self.pipeline.layout
         kind, values = layout.views.index(view), answers.features[0].tolist()
-        mine: dict[str, float | None] = {
-            name: value for name, value, of in zip(layout.names, values, layout.view_of, strict=True) if of == kind
-        }
+        named = zip(layout.names, values, layout.view_of, strict=True)
+        mine: dict[str, float | None] = {name: value for name, value, of in named if of == kind}
         return Entity(at_ms, mine, float(answers.ages[0, kind]))
 
     async def changed(self, timeout_s: float) -> None:

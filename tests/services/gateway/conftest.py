@@ -29,15 +29,22 @@ from confluent_kafka import Consumer, Producer
 from onnx import TensorProto, helper, numpy_helper
 
 from driftline.clock import SystemClock
+from driftline.contracts.avro import Codec, column
 from driftline.contracts.messages import Release, Source, Writer, as_messages
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.features.events import Decoder
+from driftline.features.murmur2 import partitions_of
+from driftline.features.tiles import ROW_FORMAT
+from driftline.features.views import Views
 from driftline.models.bundle import BundleStore, Manifest, generate_keys, load_private_key, load_public_key
 from driftline.models.reference import make_reference, medians
 from driftline.operate.tokens import Role, new_token
 from driftline.pipeline import Pipeline, load_pipeline
-from driftline.stream.batch import Messages
+from driftline.stream.batch import Messages, Table, Varlen
 from driftline.stream.kafka import Publisher, create_topics, ensure_topics
+from driftline.stream.ledger import Entry, RedisLedger
+from driftline.stream.store import Store
 from services.gateway.app import Settings, make
 
 PATIENCE_S = 30.0
@@ -184,11 +191,13 @@ class Running:
 
 
 @contextmanager
-def in_a_thread(settings: Settings) -> Iterator[str]:
+def in_a_thread(settings: Settings, pipelines: Path) -> Iterator[str]:
     """Run a gateway until the body ends; gives its address once it is ready. What it raises is raised here."""
     told: Future[str] = Future()
     loop = asyncio.new_event_loop()
-    gateway = make(settings, SystemClock(), told.set_result)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRIFTLINE_PIPELINES", str(pipelines))
+        gateway = make(settings, SystemClock(), told.set_result)
 
     async def run() -> None:
         await gateway.run()
@@ -240,7 +249,7 @@ class Ground:
     @contextmanager
     def gateway(self, **changed: Any) -> Iterator[Running]:
         """One that runs."""
-        with in_a_thread(self.settings(**changed)) as url:
+        with in_a_thread(self.settings(**changed), self.folder) as url:
             registry = Registry(self.registry)
             topics = Topics.of(self.pipeline)
             running = Running(url, self.pipeline, topics, self.kafka, self.redis, registry, self.answerer, self.tokens, self.folder)
@@ -268,9 +277,7 @@ def made(kafka: str, redis_url: str, registry_url: str, folder: Path) -> Iterato
     answerer = Answerer(kafka, pipeline.question.topic, topics.predictions.name, 2)
     answerer.start()
     tokens = {role: token for role, (token, _) in new.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRIFTLINE_PIPELINES", str(folder))
-        yield Ground(pipeline, answerer, tokens, tokens_file, kafka, redis_url, registry_url, folder)
+    yield Ground(pipeline, answerer, tokens, tokens_file, kafka, redis_url, registry_url, folder)
     answerer.ended.set()
     answerer.join(PATIENCE_S)
 
@@ -282,10 +289,10 @@ def ground(kafka: str, redis_url: str, registry_url: str, tmp_path_factory: pyte
         yield ground
 
 
-@pytest.fixture
-def disorder(kafka: str, redis_url: str, registry_url: str, tmp_path: Path) -> Iterator[Running]:
-    """A gateway on a pipeline of its own, for a test that sends commands at random."""
-    with made(kafka, redis_url, registry_url, tmp_path) as ground, ground.gateway() as running:
+@pytest.fixture(scope="session")
+def disorder(kafka: str, redis_url: str, registry_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A gateway on a pipeline of its own, without rollout and without features, for commands at random."""
+    with made(kafka, redis_url, registry_url, tmp_path_factory.mktemp("disorder")) as ground, ground.gateway() as running:
         yield running
 
 
@@ -353,6 +360,7 @@ def rollout(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
         **os.environ,
         "DRIFTLINE_KAFKA": ground.kafka,
         "DRIFTLINE_REGISTRY": ground.registry,
+        "DRIFTLINE_PIPELINES": str(ground.folder),
         "DRIFTLINE_RUN_DIR": str(ground.folder),
     }
     with (ground.folder / "rollout.log").open("wb") as log:
@@ -367,3 +375,34 @@ def rollout(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+async def keep(running: Running, account: str, amounts: list[int], at_ms: int) -> None:
+    """Fold questions of one account, a second apart up to `at_ms`, and keep what the feature service keeps."""
+    pipeline, n = running.pipeline, len(amounts)
+    views = Views(pipeline)
+    times = at_ms - 1_000 * np.arange(n, 0, -1)
+    ids, keys = [f"q{at}" for at in range(n)], [account] * n
+    fields = {"id": ids, "account": keys, "at": times.tolist(), "amount": amounts, "note": [None] * n}
+    types = {field["name"]: field["type"] for field in SCHEMA["fields"]}
+    body = Codec(SCHEMA).encode({name: column(types[name], values) for name, values in fields.items()})
+    columns = {"source": np.full(n, Source.UPSTREAM), "visible": times, "time": times, "id": Varlen.of(ids), "key": Varlen.of(keys)}
+    table = Table("event", np.arange(n), {**columns, "home": np.ones(n, np.bool_), "body": body})
+    events = Decoder(pipeline, views.plan).decode(table)
+    names = list(views.absent(events))
+    views.entities.add(names, [None] * len(names))
+    rows = views.entities.rows(views.fold(events).touched)
+    for partition in (0, 1):
+        ledger = RedisLedger(Store(running.redis), f"{pipeline.name}-feature", partition)
+        await ledger.open()
+        entry = Entry(1, {}, None, "here", {running.topics.events.name: 2}, pipeline.digest, ROW_FORMAT)
+        await ledger.commit(entry, rows if partition == int(partitions_of(Varlen.of([account]), 2)[0]) else {})
+        await ledger.close()
+
+
+@pytest.fixture(scope="session")
+def kept_ms(running: Running) -> int:
+    """The account a-9 has asked twice until this moment, for 3 and for 4, and the feature service has kept that."""
+    at_ms = 1_700_000_000_000
+    asyncio.run(keep(running, "a-9", [3, 4], at_ms))
+    return at_ms

@@ -39,6 +39,7 @@ def test_a_process_that_is_told_to_stop_answers_what_it_has_in_hand(ground: Any,
         **os.environ,
         "DRIFTLINE_KAFKA": ground.kafka,
         "DRIFTLINE_REGISTRY": ground.registry,
+        "DRIFTLINE_PIPELINES": str(ground.folder),
         "DRIFTLINE_TOKENS_FILE": str(ground.tokens_file),
         "DRIFTLINE_HTTP_PORT": "0",
         "DRIFTLINE_RUN_DIR": str(tmp_path),
@@ -75,7 +76,7 @@ def test_a_process_without_tokens_says_what_to_do(ground: Any) -> None:
     """
     And ends with status 1.
     """
-    environment = {**os.environ, "DRIFTLINE_REGISTRY": ground.registry}
+    environment = {**os.environ, "DRIFTLINE_REGISTRY": ground.registry, "DRIFTLINE_PIPELINES": str(ground.folder)}
     command = [sys.executable, "-m", "driftline", "run", "gateway", "--pipeline", ground.pipeline.name]
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert refused.returncode == 1

@@ -91,7 +91,7 @@ def known(running: Any, name: str) -> str:
 
 
 def test_whatever_is_sent_the_gateway_does_what_its_document_says(
-    running: Any, disorder: Any, rollout: dict[str, str], document: dict[str, Any]
+    running: Any, disorder: Any, rollout: dict[str, str], kept_ms: int, document: dict[str, Any]
 ) -> None:
     """
     Schemathesis makes requests of every operation, of good and of bad data: no server error, and no answer beside the document.

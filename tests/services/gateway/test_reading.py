@@ -10,32 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from driftline.contracts.avro import Codec, column
 from driftline.contracts.messages import Report, Retrain, Source, Trained, Writer
-from driftline.features.events import Decoder
-from driftline.features.murmur2 import partitions_of
-from driftline.features.tiles import ROW_FORMAT
-from driftline.features.views import Views
 from driftline.operate.commands import facts_in
-from driftline.stream.batch import Messages, Refused, Table, Varlen
+from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader
-from driftline.stream.ledger import Entry, RedisLedger
 from driftline.stream.records import Polled
-from driftline.stream.store import Store
 
 DAY = 86_400_000
-SCHEMA = {
-    "type": "record",
-    "name": "Asked",
-    "fields": [
-        {"name": "id", "type": "string"},
-        {"name": "account", "type": "string"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
-        {"name": "amount", "type": "int"},
-        {"name": "note", "type": ["null", "string"]},
-    ],
-}
 PATIENCE_S = 20.0
 
 
@@ -156,10 +138,10 @@ def test_status_tells_lags_and_what_is_not_running(running: Any, rollout: dict[s
     """
     The rollout is the only service here.
     """
-    told = running.client("viewer").get(running.path("status")).json()
+    viewer, path, group = running.client("viewer"), running.path("status"), f"{running.pipeline.name}-rollout"
+    told = until(lambda: viewer.get(path).json(), lambda found: any(lag["group"] == group for lag in found["lags"]))
     assert told["services"]["rollout"] == "ready"
     assert not told["well"] and any(trouble.startswith("intake: not started here") for trouble in told["troubles"])
-    assert any(lag["group"] == f"{running.pipeline.name}-rollout" for lag in told["lags"])
 
 
 def test_refused_records_are_told_by_reason_without_what_they_held(running: Any) -> None:
@@ -194,41 +176,24 @@ def test_one_event_is_traced_by_its_id(running: Any) -> None:
     assert viewer.get(running.path("events/nobody")).status_code == 404
 
 
-async def keep(running: Any, account: str, amounts: list[int], at_ms: int) -> None:
-    """Fold questions of one account, a second apart up to `at_ms`, and keep what the feature service keeps."""
-    pipeline, n = running.pipeline, len(amounts)
-    views = Views(pipeline)
-    times = at_ms - 1_000 * np.arange(n, 0, -1)
-    ids, keys = [f"q{at}" for at in range(n)], [account] * n
-    fields = {"id": ids, "account": keys, "at": times.tolist(), "amount": amounts, "note": [None] * n}
-    types = {field["name"]: field["type"] for field in SCHEMA["fields"]}
-    body = Codec(SCHEMA).encode({name: column(types[name], values) for name, values in fields.items()})
-    columns = {"source": np.full(n, Source.UPSTREAM), "visible": times, "time": times, "id": Varlen.of(ids), "key": Varlen.of(keys)}
-    table = Table("event", np.arange(n), {**columns, "home": np.ones(n, np.bool_), "body": body})
-    events = Decoder(pipeline, views.plan).decode(table)
-    names = list(views.absent(events))
-    views.entities.add(names, [None] * len(names))
-    rows = views.entities.rows(views.fold(events).touched)
-    for partition in (0, 1):
-        ledger = RedisLedger(Store(running.redis), f"{pipeline.name}-feature", partition)
-        await ledger.open()
-        entry = Entry(1, {}, None, "here", {running.topics.events.name: 2}, pipeline.digest, ROW_FORMAT)
-        await ledger.commit(entry, rows if partition == int(partitions_of(Varlen.of([account]), 2)[0]) else {})
-        await ledger.close()
-
-
-def test_an_entity_is_told_as_a_question_would_find_it_now(running: Any) -> None:
+def test_an_entity_is_told_as_a_question_would_find_it_now(running: Any, kept_ms: int) -> None:
     """
-    From what the feature service keeps: 503 before there is anything, then features and age; an unknown entity has none.
+    From what the feature service keeps: features and age as of a moment, or now; an unknown entity has none.
     """
-    viewer, path, at_ms = running.client("viewer"), running.path("features/recent/a-9"), 1_700_000_000_000
-    assert viewer.get(path).status_code == 503
-    asyncio.run(keep(running, "a-9", [3, 4], at_ms))
-    told = viewer.get(path, params={"at": at_ms}).json()
+    viewer, path = running.client("viewer"), running.path("features/recent/a-9")
+    told = viewer.get(path, params={"at": kept_ms}).json()
     assert (told["entity"], told["features"], told["age_s"]) == ({"account": "a-9"}, {"asked_1h": 2.0, "amount_1h": 7.0}, 1.0)
     assert viewer.get(path).json()["features"]["asked_1h"] == 0.0
-    assert viewer.get(running.path("features/recent/nobody"), params={"at": at_ms}).json()["age_s"] is None
+    assert viewer.get(running.path("features/recent/nobody"), params={"at": kept_ms}).json()["age_s"] is None
     assert viewer.get(running.path("features/none/a")).status_code == 404
+
+
+def test_features_are_unavailable_before_the_service_has_kept_anything(disorder: Any) -> None:
+    """
+    503, and when to come again.
+    """
+    told = disorder.client("viewer").get(disorder.path("features/recent/a-9"))
+    assert (told.status_code, told.headers["Retry-After"]) == (503, "1")
 
 
 def test_what_happens_is_streamed(running: Any) -> None:
