@@ -245,13 +245,14 @@ class Retrain:
 class Rollout:
     """
     How an accepted model goes live: as a shadow, then on rising `shares` of the keys, each held for `hold`. `approval` makes it wait for
-    an operator first; `frozen_shadow` keeps the first champion scoring for ever, so that it can be seen what was gained.
+    an operator first, `approvals=2` for two different people; `frozen_shadow` keeps the first champion scoring for ever, so that it can be
+    seen what was gained.
     """
 
     shadow_ms: int
     shares: tuple[float, ...]
     hold_ms: int
-    approval: bool
+    approvals: int
     frozen_shadow: bool
 
     def __init__(
@@ -261,17 +262,19 @@ class Rollout:
         shares: Sequence[float] = (0.25, 1.0),
         hold: Duration = "1d",
         approval: bool = False,
+        approvals: int = 0,
         frozen_shadow: bool = False,
     ) -> None:
         rising = list(shares) == sorted(set(shares))
         if not shares or not rising or shares[0] <= 0 or shares[-1] != 1:
             raise Invalid(f"shares={list(shares)} must rise from above 0 to 1, as in [0.25, 1.00]")
+        _at_least("approvals", approvals, 0)
         _set(
             self,
             shadow_ms=duration_ms(shadow),
             shares=tuple(map(float, shares)),
             hold_ms=duration_ms(hold),
-            approval=approval,
+            approvals=max(approvals, int(approval)),
             frozen_shadow=frozen_shadow,
         )
 

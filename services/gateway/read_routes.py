@@ -59,7 +59,7 @@ async def list_pipelines(request: Request) -> list[answers.PipelineCard]:
             views=list(pipeline.layout.views),
             version=pipeline.layout.version,
             model=next((arm.model for arm in now.arms if arm.role == "champion"), ""),
-            approvals=int(pipeline.rollout.approval),
+            approvals=pipeline.rollout.approvals,
         )
     ]
 

@@ -104,14 +104,14 @@ def _queued(plan: Rollout, state: State, model: Model) -> Decision:
 
 def _offered(plan: Rollout, state: State, model: Model, why: str) -> Decision:
     after = replace(_trial_from_now(state), candidate=model, salt=_salt(state, model))
-    if plan.approval:
+    if plan.approvals:
         return _move(plan, after, Event.HOLD, f"{model.name} waits for an operator's approval: {why}")
     return _move(plan, after, Event.OFFER, f"{model.name} scores along for {_days(plan.shadow_ms)}: {why}")
 
 
 def _trial_from_now(state: State) -> State:
     """Whatever was counted for a candidate starts again at this time."""
-    return replace(state, since=state.time, rows=0, share=-1, shadow_from=state.time, shadow_to=0, matured=Duel())
+    return replace(state, since=state.time, rows=0, share=-1, shadow_from=state.time, shadow_to=0, matured=Duel(), approved_by=())
 
 
 def _salt(state: State, model: Model) -> str:
@@ -198,7 +198,9 @@ def _standing(plan: Rollout, state: State) -> str:
     if state.candidate is None:
         return f"{state.champion.name} is champion{paused}"
     if state.stage is Stage.AWAITING_APPROVAL:
-        return f"{state.candidate.name} waits for an operator's approval{paused}"
+        given = f", approved by {', '.join(state.approved_by)}" if state.approved_by else ""
+        whose = "an operator's approval" if plan.approvals == 1 else f"the approval of {plan.approvals} operators"
+        return f"{state.candidate.name} waits for {whose}{given}{paused}"
     few = f", scored {state.rows} of at least {ROWS_MIN} rows" if state.rows < ROWS_MIN else ""
     passed = f"{_days(state.time - state.since)} of {_days(_stage_ms(plan, state))}"
     return f"{state.candidate.name} in {state.stage.value} for {passed}{few}{paused}"
@@ -211,7 +213,7 @@ def _on_operator(plan: Rollout, state: State, command: Operator) -> Decision:
     why = f"{command.who}: {command.reason}" if command.reason else command.who
     _refuse_another_model(state, command)
     if command.action == "approve":
-        return _approved(plan, state, why)
+        return _approved(plan, state, command.who, why)
     if command.action == "promote":
         return _advanced(plan, state, why)
     if command.action == "rollback":
@@ -228,9 +230,16 @@ def _refuse_another_model(state: State, command: Operator) -> None:
         raise Rejected(f"{command.action} {command.model}: the model at hand is {meant.name if meant else 'none'}")
 
 
-def _approved(plan: Rollout, state: State, why: str) -> Decision:
+def _approved(plan: Rollout, state: State, who: str, why: str) -> Decision:
+    """Into shadow, once as many different people have approved as the plan asks for. Raises Rejected for one who has already."""
     moved(state.stage, Event.APPROVE)
     name = state.candidate.name if state.candidate else ""
+    if who in state.approved_by:
+        raise Rejected(f"{who} has approved {name} already; somebody else has to")
+    approved_by = (*state.approved_by, who)
+    if (missing := plan.approvals - len(approved_by)) > 0:
+        after = replace(state, approved_by=approved_by)
+        return _move(plan, after, Event.ENDORSE, f"{name} is approved by {why}; of others {missing} more must approve")
     return _move(plan, _trial_from_now(state), Event.APPROVE, f"{name} scores along for {_days(plan.shadow_ms)}: approved by {why}")
 
 

@@ -33,6 +33,7 @@ class Event(StrEnum):
     FIRST = "first model"
     OFFER = "candidate"
     HOLD = "candidate that needs approval"
+    ENDORSE = "approve, and others have to as well"
     APPROVE = "approve"
     ADVANCE = "next share"
     CROWN = "last share"
@@ -51,6 +52,7 @@ MOVES: Mapping[tuple[Stage, Event], tuple[Stage, str]] = MappingProxyType(
         (Stage.NONE, Event.FIRST): (Stage.IDLE, "champion"),
         (Stage.IDLE, Event.OFFER): (Stage.SHADOW, "shadow"),
         (Stage.IDLE, Event.HOLD): (Stage.AWAITING_APPROVAL, "awaiting_approval"),
+        (Stage.AWAITING_APPROVAL, Event.ENDORSE): (Stage.AWAITING_APPROVAL, "awaiting_approval"),
         (Stage.AWAITING_APPROVAL, Event.APPROVE): (Stage.SHADOW, "shadow"),
         (Stage.AWAITING_APPROVAL, Event.WITHDRAW): (Stage.IDLE, "refused"),
         (Stage.SHADOW, Event.ADVANCE): (Stage.CANARY, "canary"),
@@ -118,3 +120,4 @@ class State(msgspec.Struct, frozen=True):
     matured: Duel = Duel()
     queue: tuple[Model, ...] = ()
     salt: str = ""
+    approved_by: tuple[str, ...] = ()  # the people who have approved the candidate that waits

@@ -88,11 +88,11 @@ def test_settings_are_milliseconds_and_defaults_are_filled_in(flights: Pipeline)
         flights.retrain.cooldown_ms,
         flights.retrain.budget,
     )
-    assert (3 * day, (0.25, 1.0), day, False, True) == (
+    assert (3 * day, (0.25, 1.0), day, 0, True) == (
         flights.rollout.shadow_ms,
         flights.rollout.shares,
         flights.rollout.hold_ms,
-        flights.rollout.approval,
+        flights.rollout.approvals,
         flights.rollout.frozen_shadow,
     )
     assert (3_600_000, 2 * day, 64) == (flights.streams[0].lateness_ms, flights.streams[0].duplicates_ms, flights.streams[0].duplicates_max)

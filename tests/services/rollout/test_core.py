@@ -30,8 +30,8 @@ PAIRED = {
 }
 
 
-def plan(*, approval: bool = False, frozen: bool = True) -> Rollout:
-    return Rollout(shadow="3d", shares=[0.25, 1.0], hold="1d", approval=approval, frozen_shadow=frozen)
+def plan(*, approval: bool = False, approvals: int = 0, frozen: bool = True) -> Rollout:
+    return Rollout(shadow="3d", shares=[0.25, 1.0], hold="1d", approval=approval, approvals=approvals, frozen_shadow=frozen)
 
 
 class Play:
@@ -71,8 +71,8 @@ class Play:
     def release(self, name: str, **changed: Any) -> Deployment:
         return self.take(release(name, self.now, **changed))
 
-    def operator(self, action: str, model: str = "", reason: str = "") -> Deployment:
-        return self.take(Operator(id="1", action=action, model=model, who="ann", reason=reason))
+    def operator(self, action: str, model: str = "", reason: str = "", who: str = "ann") -> Deployment:
+        return self.take(Operator(id="1", action=action, model=model, who=who, reason=reason))
 
     def with_champion(self) -> Play:
         self.report()
@@ -403,6 +403,25 @@ def test_approval_is_waited_for_where_the_plan_asks_for_it():
     assert play.operator("promote").move == "nothing"
     assert play.operator("approve").move == "shadow"
     assert [play.quiet_report().move for _ in range(3)] == ["nothing", "nothing", "canary"]
+
+
+def test_two_people_have_to_approve_where_the_plan_asks_for_two():
+    """
+    The same one twice is one; who approved a candidate has not approved the next, nor one that is to be tried against another champion.
+    """
+    play = Play(plan(approvals=2)).with_champion()
+    play.release("m-2")
+    first = play.operator("approve", who="ann", reason="looked")
+    assert (first.move, first.state, first.shadows) == ("awaiting_approval", "awaiting_approval", ())
+    assert "of others 1 more" in first.reason
+    again = play.operator("approve", who="ann")
+    assert (again.move, again.version) == ("nothing", first.version)
+    assert play.quiet_report().move == "nothing"
+    assert play.operator("approve", who="bob").move == "shadow"
+    assert play.operator("rollback").move == "refused"
+    play.release("m-3")
+    assert play.operator("approve", who="bob").move == "awaiting_approval"
+    assert play.operator("approve", who="ann").move == "shadow"
 
 
 def test_an_operator_can_promote_step_by_step():
