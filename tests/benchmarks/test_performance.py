@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from benchmarks.performance import backfill
 from benchmarks.performance.__main__ import in_turn
+from benchmarks.performance.hops import Differs
 from benchmarks.performance.meter import Sample, TooSlow, slope
 from benchmarks.performance.page import write_page
 from benchmarks.performance.payments import CARDS, Payments
@@ -49,6 +52,24 @@ def test_what_the_plain_program_says_of_payments():
     payments.__dict__["cards"] = np.array([7, 8, 7, 7] + [9] * 2_996) % CARDS
     payments.__dict__["amounts"] = np.array([1.0, 5.0, 2.5, 4.0] + [1.0] * 2_996)
     assert payments.rows[:4].tolist() == [[0, 0, 1.0], [0, 0, 5.0], [1, 1.0, 2.5], [2, 3.5, 4.0]]
+
+
+def test_backfilled_rows_are_the_plain_programs(tmp_path: Path):
+    """
+    By the command that a user has; a row that differs is no measurement.
+    """
+    payments, file, out = Payments(30_000), tmp_path / "payments.parquet", tmp_path / "rows"
+    backfill.write(payments, file)
+    taken = backfill.run(file, out)
+    assert 0 < taken.cpu_s < taken.seconds + 1
+    backfill.check(out, payments)
+    (rows,) = out.iterdir()
+    frame = pl.read_parquet(rows)
+    frame.with_columns(row=pl.when(pl.col("offset") == 7).then(pl.col("row").reverse()).otherwise("row")).write_parquet(rows)
+    with pytest.raises(Differs, match="or not what they should be"):
+        backfill.check(out, payments)
+    with pytest.raises(Differs, match="ended with 1"):
+        backfill.run(file, out)
 
 
 def test_the_page_tells_medians_and_leaves_out_what_failed(tmp_path: Path):

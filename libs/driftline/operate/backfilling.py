@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from driftline.operate.progress import followed
 from driftline.operate.served import Verified
 from driftline.operate.served import verify as verify_rows
 from driftline.pipeline import Pipeline
+from driftline.settings import secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ def make(
     with Folder(out) as folder, followed("folding", console) as told:
         began_s = clock.monotonic_s()
         if sources:
-            key = os.environ.get("DRIFTLINE_PII_KEY", "").encode()
+            key = secret("pii_key").encode()
             found = backfill_files(pipeline, places_of(pipeline, sources), folder, wanted.span, order, key, told, wide=wide)
         else:
             found = asyncio.run(backfill_log(find_addresses(), pipeline, wanted.partition, wanted.span, folder, told, wide=wide))
         folder.finish()
         seconds = clock.monotonic_s() - began_s
-    return [*found.lines(pipeline.name, seconds), f'{folder.files} files in {out}. Read them: pl.scan_parquet("{out}")']
+    return [*found.lines(pipeline.name, seconds), f'to read them: pl.scan_parquet("{out}")']
 
 
 def verify(pipeline: Pipeline, out: Path, wanted: Wanted, console: Console) -> Verified:

@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
+from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from driftline.cli import app
@@ -38,7 +39,7 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
 from driftline.stream.batch import Table
 from driftline.stream.kafka import LogReader, Publisher, committed_metadata, create_topics, ensure_topics
-from driftline.stream.ledger import connect, decoded, prefix_of
+from driftline.stream.ledger import decoded, prefix_of
 
 ROOT = Path(__file__).parents[4]
 FLIGHTS = ROOT / "pipelines" / "flights"
@@ -230,7 +231,7 @@ async def run(pipeline: Pipeline, addresses: Addresses, upstream: Mapping[tuple[
         module = importlib.import_module(f"services.{service}.app")
         parts += module.build(read(module.Settings, environment_of(addresses, pipeline.name)), SystemClock())._parts
     tasks = [asyncio.create_task(part.run()) for part in parts]
-    consumer, client = AIOKafkaConsumer(bootstrap_servers=addresses.kafka), connect(addresses.redis)
+    consumer, client = AIOKafkaConsumer(bootstrap_servers=addresses.kafka), Redis.from_url(addresses.redis)
     await consumer.start()
     log = [TopicPartition(f"{pipeline.name}-events", number) for number in range(PARTITIONS)]
     try:

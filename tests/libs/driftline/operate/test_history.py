@@ -21,9 +21,9 @@ from driftline.operate import history, parquet
 from driftline.operate.history import Order, Refusals, merged, sources_of
 from driftline.operate.parquet import ParquetFiles
 from driftline.pipeline import Pipeline, load_pipeline
+from driftline.stream.parse import Parser
 from driftline.stream.records import Polled
 from services.intake.core import Intake
-from services.intake.parse import Parser
 
 DECLARATION = """
 from driftline import Pipeline, Stream, View, f

@@ -23,8 +23,8 @@ from driftline.operate import parquet
 from driftline.operate.history import Order, Refusals, Source
 from driftline.operate.parquet import Folder, ParquetFiles, columns_of, packed
 from driftline.pipeline import Stream, load_pipeline
+from driftline.stream.parse import Parser
 from driftline.stream.records import Polled
-from services.intake.parse import Parser
 
 TIME = {"type": "long", "logicalType": "timestamp-millis"}
 FIELDS: dict[str, Any] = {
