@@ -177,7 +177,7 @@ def main() -> int:
 
 def measure(asked: argparse.Namespace, say: Console) -> None:
     """What is asked for, each section into the results as soon as it is there; when and on what it was measured goes with it."""
-    known = sections(asked, say)
+    known, of = sections(asked, say), commit()
     found: dict[str, Any] = json.loads(asked.results.read_text()) if asked.section and asked.results.exists() else {}
     found.setdefault("measured", {})
     found |= {"machine": machine(), "events": asked.events or (QUICK_EVENTS if asked.quick else EVENTS)}
@@ -190,7 +190,7 @@ def measure(asked: argparse.Namespace, say: Console) -> None:
             "command": "make bench-quick" if asked.quick else "make bench",
             "began": began.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began_s),
-            "commit": commit(),
+            "commit": of,
         }
         asked.results.write_text(json.dumps(found, indent=1) + "\n")
 
