@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewTopic
 
 from driftline.contracts.registry import Registry
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import LOOP, Topics
 from driftline.declaration import LightGBM
 from driftline.local.stack import Stack
 from driftline.models.recipes import fit
@@ -62,8 +62,8 @@ class Flying:
         return time.monotonic() - began
 
     async def start_all(self) -> None:
-        """All seven."""
-        for service in SERVICES:
+        """All of the loop, without the gateway."""
+        for service in LOOP:
             await self.start(service)
 
     async def end(self, service: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from driftline.contracts.topics import SERVICES
+from driftline.contracts.topics import LOOP
 
 from .flying import Flying, asking, flying
 from .meter import cpu_s
@@ -32,7 +32,7 @@ LOAD_RATE = 2_000
 ROLES = ("keeper", "worker")
 
 
-async def starts(rig: Flying, rounds: int, services: Sequence[str] = SERVICES) -> dict[str, dict[str, list[float]]]:
+async def starts(rig: Flying, rounds: int, services: Sequence[str] = LOOP) -> dict[str, dict[str, list[float]]]:
     """Seconds to ready of each service, alone, in turn, forwards, then backwards; and seconds of processor time up to there."""
     found: dict[str, dict[str, list[float]]] = {service: {"ready_s": [], "cpu_s": []} for service in services}
     for number in range(rounds):
