@@ -41,6 +41,8 @@ def write_page(found: Found, to: Path) -> None:
     for name, section in SECTIONS.items():
         if found.get(name):
             lines += ["", *section(found)]
+    if missing := [name for name in SECTIONS if not found.get(name)]:
+        lines += ["", f'Not measured yet at these commits: {", ".join(missing)} (`make bench ARGS="--section {missing[0]}"`).']
     to.write_text("\n".join(lines) + "\n")
 
 
