@@ -29,7 +29,6 @@ from driftline.stream.turns import Turns
 
 from .core import ROW_FORMAT, AnswersDrift, ExamplesDrift, Merge
 
-REST_S = 0.05  # a report is of a window of hours
 REFERENCES_MAX = 1_000  # a reference is of one model; digests that nobody signed are remembered too
 
 
@@ -62,7 +61,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.JOURNAL,
         core=lambda partition, _: AnswersDrift(pipeline, partition, reference),
         row_format=ROW_FORMAT,
-        rest_s=REST_S,
+        gathers=True,
         reach_ms=pipeline.window_ms,
     )
     examples = Wiring(
@@ -73,7 +72,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.EXAMPLES,
         core=lambda partition, _: ExamplesDrift(pipeline, partition),
         row_format=ROW_FORMAT,
-        rest_s=REST_S,
+        gathers=True,
     )
     merge = Wiring(
         service="drift",
@@ -83,7 +82,7 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.SUMMARIES,
         core=lambda _, partitions: Merge(pipeline, partitions, reference),
         row_format=ROW_FORMAT,
-        rest_s=REST_S,
+        gathers=True,
         observe=lambda _partition, _core, effects: show(pipeline.name, effects),
     )
     return [answers, examples, merge]

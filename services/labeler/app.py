@@ -17,7 +17,6 @@ from driftline.stream.process import Process
 from .core import ROW_FORMAT, Labeler
 
 Settings = WorkerSettings
-REST_S = 0.05  # who waited hours for an outcome waits so long for its example
 TOLD = ("joined", "revised", "early", "orphan", "expired")
 
 
@@ -53,8 +52,8 @@ def wirings(settings: Settings, pipeline: Pipeline) -> list[Wiring]:
         source=Source.JOURNAL,
         core=lambda partition, _: Labeler(pipeline, partition),
         row_format=ROW_FORMAT,
-        rest_s=REST_S,
         observe=Observer(pipeline.name),
+        gathers=True,
         reach_ms=2 * label.horizon_ms + label.revisions_ms if label else 0,
     )
     return [labeler]

@@ -33,6 +33,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
+GATHER_BYTES, GATHER_MS = 1 << 20, 200  # whoever gathers waits so long for so much, while there is something to read
 SILENCE_S = 15.0  # for so long a log may hold more without any of it arriving, before whoever reads it starts again
 
 
@@ -79,13 +80,24 @@ class Source:
     """
     One consumer of one partition, standing where it was put. `group` only names the committed offset.
 
-    `committed_only` leaves out what transactions wrote and took back: for topics that are not ours. All methods raise Recoverable.
+    `committed_only` leaves out what transactions wrote and took back: for topics that are not ours. Who `gathers` is in no hurry: the
+    first records after a silence come at once, those that follow many at a time. All methods raise Recoverable.
     """
 
     def __init__(
-        self, kafka: str, topic: str, partition: int, *, group: str | None = None, wait_ms: int = 1_000, committed_only: bool = False
+        self,
+        kafka: str,
+        topic: str,
+        partition: int,
+        *,
+        group: str | None = None,
+        wait_ms: int = 1_000,
+        committed_only: bool = False,
+        gathers: bool = False,
     ) -> None:
         self._at = TopicPartition(topic, partition)
+        self._wait_ms = wait_ms
+        self._gathers = gathers
         self._where = f"{topic}[{partition}]"
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka,
@@ -150,6 +162,9 @@ class Source:
         async with answering(self._where):
             polled = await self._consumer.getmany(self._at, timeout_ms=timeout_ms, max_records=records_max)
         found = polled.get(self._at)
+        if self._gathers:  # the next fetch is made once this task waits, and aiokafka looks at both for each
+            fetching = self._consumer._fetcher
+            fetching._fetch_min_bytes, fetching._fetch_max_wait_ms = (GATHER_BYTES, GATHER_MS) if found else (1, self._wait_ms)
         return columns(found) if found else None
 
     def end(self) -> int | None:

@@ -67,7 +67,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
     row_format: int | None = None  # None: no state, no ledger
     before: Callable[[Batch], Awaitable[None]] | None = None
     observe: Callable[[int, Any, Effects], None] | None = None  # partition, core, what it did
-    rest_s: float = 0.0  # between batches of few records, where nobody waits for what is made of them
+    gathers: bool = False  # nobody waits for what it makes, so it reads much at a time; see `kafka.Source`
     reach_ms: int | None = None  # how far back in its log what it makes may look; None: to the log's start
 
 
@@ -152,7 +152,7 @@ class Operators:
             row_format=wiring.row_format or 0,
             cluster=cluster,
             core=lambda partition: wiring.core(partition, cluster.partitions[topics.events.name]),
-            source=lambda partition: Source(settings.kafka, wiring.reads.name, partition, group=group),
+            source=lambda partition: Source(settings.kafka, wiring.reads.name, partition, group=group, gathers=wiring.gathers),
             sink=lambda partition: Sink(settings.kafka, written, encoder, f"{group}-{partition}"),
             ledger=None if wiring.row_format is None else lambda partition: RedisLedger(Store(settings.redis), group, partition),
             decoder=Decoder(wiring.reads, self._registry, self._pipeline),
@@ -160,7 +160,6 @@ class Operators:
             before=wiring.before,
             observe=wiring.observe,
             records_max=settings.records_max,
-            rest_s=wiring.rest_s,
             turns=self._turns,
         )
 

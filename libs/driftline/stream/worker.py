@@ -50,7 +50,6 @@ IDLE_CHECK_S = 1.0
 MARK_EVERY_S = 1.0  # with a ledger, for lag tools
 MARK_ALONE_EVERY_S = 0.1  # without: what is not committed is made again by the next process
 END_CHECK_S = 5.0
-RESTED_BELOW = 20  # records: a batch of so few costs what one of twice as many would
 POLL_MS = 500
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -75,7 +74,6 @@ class Operator:
     before: Callable[[Batch], Awaitable[None]] | None = None  # wait until the core can take this batch
     observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
-    rest_s: float = 0.0  # after a batch of few records, where nobody waits for what is made of the next ones
     turns: Turns = field(default_factory=Turns)  # of all the partitions of the process
 
 
@@ -132,8 +130,6 @@ class Worker:
             if taken or not self.behind:
                 self._moved_at = self._clock.monotonic_s()
             self._observe(session)
-            if 0 < taken < RESTED_BELOW and self._operator.rest_s:
-                await self._pause(self._operator.rest_s)
         await session.mark()
 
     def _observe(self, session: _Session) -> None:

@@ -18,7 +18,8 @@ from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
 from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import LogReader, Publisher, ensure_topics, letters_lately, stop_consumer
+from driftline.stream.kafka import GATHER_BYTES, LogReader, Publisher, ensure_topics, letters_lately, stop_consumer
+from driftline.stream.kafka import Source as LogSource
 from driftline.stream.letterbox import Letterbox
 from driftline.stream.records import Polled
 
@@ -150,3 +151,30 @@ async def test_who_is_cancelled_while_he_stops_a_consumer_stays_cancelled(kafka:
         with pytest.raises(asyncio.CancelledError):
             await stopping
     await consumer.stop()
+
+
+async def test_who_gathers_is_given_all_records_and_asks_for_much_only_while_there_are_some(kafka: str) -> None:
+    """
+    What is far less than it asks for comes all the same, in order; after a silence it asks for the first record again.
+    """
+    topics, registry = Topics.of(SimpleNamespace(name=f"k{uuid.uuid4().hex[:8]}", retention_ms=86_400_000)), MemoryRegistry()
+    await ensure_topics(kafka, topics, 1)
+    publisher = Publisher(kafka, topics, registry, Writer.FEATURE, SystemClock())
+    source = LogSource(kafka, topics.journal.name, 0, gathers=True)
+    await source.start()
+    source.seek(0)
+    found: list[int] = []
+    asked = []
+    for offset in range(3):
+        await publisher.send(outcomes([offset]))
+        while len(found) == offset:
+            polled = await source.poll(100, 200)
+            found += polled.offsets.tolist() if polled else []
+        asked.append(source._consumer._fetcher._fetch_min_bytes)
+    while await source.poll(100, 1) is not None:
+        pass
+    asked.append(source._consumer._fetcher._fetch_min_bytes)
+    await source.stop()
+    await publisher.stop()
+    assert found == [0, 1, 2]
+    assert asked == [GATHER_BYTES] * 3 + [1]
