@@ -240,6 +240,12 @@ class FedReader(LogReader):
         queue, self._queue = self._queue, []
         return {self._partitions[0]: queue} if queue else {}
 
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Nothing is asked ahead here."""
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """As `resume`."""
+
     async def end_offsets(self) -> dict[int, int]:
         return {0: self._queue[-1].offset + 1 if self._queue else self.positions[0]}
 
