@@ -5,6 +5,7 @@ docs/performance.md from the figures that `make bench` left: what is promised, w
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ GOALS = {"intake": 3.5, "feature": 7.5, "inference": 5.0}
 HOP_OF = {"feature": "feature", "inference": "score"}
 FIVE = ("intake", "feature", "inference", "labeler", "drift")
 SERVERS = ("broker", "store")
+LINE = 140
 HEAD = """# Performance
 
 Written by `make bench`; do not edit. Processor time of the client's processes per event, in microseconds, median of the rounds; start-up is
@@ -37,7 +39,7 @@ class Told:
 
 def write_page(found: Found, to: Path) -> None:
     """The whole page: a section for whatever was measured."""
-    lines = [HEAD, *_about(found), "", *_goals(found)]
+    lines = [HEAD, *_about(found), *_goals(found)]
     for name, section in SECTIONS.items():
         if found.get(name):
             lines += ["", *section(found)]
@@ -66,21 +68,9 @@ def _by_run(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _goals(found: Found) -> Iterable[str]:
-    yield "| | measure | goal | found | met |"
-    yield "|---|---|---|---|---|"
-    for judge in (
-        _hop_goals,
-        _loop_goals,
-        _latency_goals,
-        _ledger_goals,
-        _read_goals,
-        _growth_goals,
-        _backfill_goals,
-        _idle_goals,
-        _start_goals,
-    ):
-        for told in judge(found):
-            yield f"| {told.number} | {told.measure} | {told.goal} | {told.figure} | {'yes' if told.met else 'no'} |"
+    told = [one for judge in JUDGES for one in judge(found)]
+    rows = ([one.number, one.measure, one.goal, one.figure, "yes" if one.met else "no"] for one in told)
+    yield from _table(("", "measure", "goal", "found", "met"), rows)
 
 
 def _hop_goals(found: Found) -> Iterator[Told]:
@@ -164,100 +154,112 @@ def _start_goals(found: Found) -> Iterator[Told]:
 # What the same benchmark found before anything was done about it, at commit e6f26d3: milliseconds of processor time a second.
 IDLE_BEFORE = {"idle": 67.8}
 
+JUDGES = (
+    _hop_goals,
+    _loop_goals,
+    _latency_goals,
+    _ledger_goals,
+    _read_goals,
+    _growth_goals,
+    _backfill_goals,
+    _idle_goals,
+    _start_goals,
+)
+
 # ---- what was measured ----------------------------------------------------------------------------------------------------
 
 
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """An empty line, and a table."""
+    yield ""
+    yield _line(heads)
+    yield "|---" * len(heads) + "|"
+    yield from map(_line, rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _section(title: str, words: str, plot: str = "") -> Iterator[str]:
+    """Its head, what it is about, and its plot where it has one."""
+    yield f"## {title}"
+    yield ""
+    yield from textwrap.wrap(words, LINE)
+    if plot:
+        yield ""
+        yield plot
+
+
 def _hops(found: Found) -> Iterable[str]:
-    yield "## driftline, hop by hop"
+    words = "Effectively once, with state in the store. Each service alone, on a topic that is full before it starts."
+    yield from _section("driftline, hop by hop", words)
+    yield from _table(("service", "client", "goal", *SERVERS, "events a second"), _services(found))
     yield ""
-    yield "Effectively once, with state in the store. Each service alone, on a topic that is full before it starts."
-    yield ""
-    yield "| service | client | goal | broker | store | events a second |"
-    yield "|---|---|---|---|---|---|"
-    for service, goal in GOALS.items():
-        cells = [_median(found, "driftline", service, _us(party)) for party in ("client", *SERVERS)]
-        rate = _median(found, "driftline", service, lambda one: float(one["rate"]))
-        if cells[0] is not None and rate is not None:
-            client, broker, store = (f"{cell:.1f}" if cell is not None else "" for cell in cells)
-            yield f"| {service} | {client} | {goal} | {broker} | {store} | {rate:,.0f} |"
-    yield ""
-    yield "## Beside the peers"
-    yield ""
-    yield f"The same work on the same {found['events']:,} payments, each peer as its own documentation advises and with its best settings"
-    yield (
-        "(`benchmarks/peers/`; the slow ones do a part of them). Client alone. driftline's hops need its intake, "
-        "which checks and orders what"
+    words = (
+        f"The same work on the same {found['events']:,} payments, each peer as its own documentation advises and with its best settings "
+        "(`benchmarks/peers/`; the slow ones do a part of them). Client alone. driftline's hops need its intake, which checks and orders "
+        "what the peers' feature hop decodes and checks."
     )
-    yield "the peers' feature hop decodes and checks."
-    yield ""
-    yield "![client CPU of each system at each hop](performance/hops.svg)"
-    yield ""
-    yield "| | echo hop | feature hop | score hop |"
-    yield "|---|---|---|---|"
-    for system in sorted(_systems(found), key=lambda name: name != "driftline"):
-        yield f"| {system} | {' | '.join(_cell(found, system, hop) for hop in ('echo', 'feature', 'score'))} |"
+    yield from _section("Beside the peers", words, "![client CPU of each system at each hop](performance/hops.svg)")
+    systems = sorted(_systems(found), key=lambda name: name != "driftline")
+    yield from _table(
+        ("", "echo hop", "feature hop", "score hop"),
+        ([system, *(_cell(found, system, hop) for hop in ("echo", "feature", "score"))] for system in systems),
+    )
+
+
+def _services(found: Found) -> Iterator[Sequence[str]]:
+    for service, goal in GOALS.items():
+        client, *servers = [_median(found, "driftline", service, _us(party)) for party in ("client", *SERVERS)]
+        rate = _median(found, "driftline", service, lambda one: float(one["rate"]))
+        if client is not None and rate is not None:
+            yield service, f"{client:.1f}", str(goal), *("" if us is None else f"{us:.1f}" for us in servers), f"{rate:,.0f}"
 
 
 def _parts(found: Found) -> Iterable[str]:
-    yield "## Where the time of a hop goes"
-    yield ""
-    yield (
-        "Each part alone on the same topics, one after the other in one process: their sum is the floor. The rest is the loop around them:"
+    words = (
+        "Each part alone on the same topics, one after the other in one process: their sum is the floor. The rest is the loop around them: "
+        "asyncio, metrics, and what is cold in the caches when its turn comes."
     )
-    yield "asyncio, metrics, and what is cold in the caches when its turn comes."
-    yield ""
-    yield "![the parts of each hop beside the whole](performance/parts.svg)"
-    yield ""
+    yield from _section("Where the time of a hop goes", words, "![the parts of each hop beside the whole](performance/parts.svg)")
     names = list(dict.fromkeys(name for one in found["parts"].values() for name in one["parts"]))
-    yield f"| service | {' | '.join(names)} | sum | whole |"
-    yield "|---" * (len(names) + 3) + "|"
+    rows = []
     for service, one in found["parts"].items():
         cells = [f"{one['parts'][name]:.2f}" if name in one["parts"] else "" for name in names]
-        yield f"| {service} | {' | '.join(cells)} | {sum(one['parts'].values()):.2f} | {one['whole']:.2f} |"
+        rows.append([service, *cells, f"{sum(one['parts'].values()):.2f}", f"{one['whole']:.2f}"])
+    yield from _table(["service", *names, "sum", "whole"], rows)
 
 
 def _loops(found: Found) -> Iterable[str]:
     loops = found["loops"]
-    parties = list(loops[0]["us"])
-    medians = {party: statistics.median(one["us"][party] for one in loops) for party in parties}
-    yield "## The whole loop"
-    yield ""
-    yield (
-        f"Flights, {loops[0]['messages']:,} upstream messages at once, two partitions, seven processes on the same "
-        "cores: µs an upstream message."
+    words = (
+        f"Flights, {loops[0]['messages']:,} upstream messages at once, two partitions, seven processes on the same cores: µs an upstream "
+        "message."
     )
-    yield ""
-    yield f"| {' | '.join(parties)} |"
-    yield "|---" * len(parties) + "|"
-    yield f"| {' | '.join(f'{medians[party]:.1f}' for party in parties)} |"
+    yield from _section("The whole loop", words)
+    parties = list(loops[0]["us"])
+    yield from _table(parties, [[f"{statistics.median(one['us'][party] for one in loops):.1f}" for party in parties]])
 
 
 def _latency(found: Found) -> Iterable[str]:
     one = found["latency"]
-    yield "## From event to prediction"
-    yield ""
-    yield (
-        "Live: a record is produced upstream, passes intake, feature and inference, and is read from the "
-        "predictions; beside it an echo of three raw"
+    highest = ", ".join(f"{name} {rate:,} a second" for name, rate in one["highest"].items())
+    words = (
+        "Live: a record is produced upstream, passes intake, feature and inference, and is read from the predictions; beside it an echo of "
+        "three raw hops of aiokafka, in the same run, at the same rate. There is nothing to tune: a batch is what has arrived, up to the "
+        f"limit. Highest rates: {highest}."
     )
-    yield (
-        "hops of aiokafka, in the same run, at the same rate. There is nothing to tune: a batch is what has "
-        "arrived, up to the limit. Highest rates:"
-    )
-    yield f"{', '.join(f'{name} {rate:,} a second' for name, rate in one['highest'].items())}."
-    yield ""
-    yield "![latency and batch size by rate](performance/latency.svg)"
-    yield ""
-    yield (
-        "| a second | driftline p50 | p99, ms | echo p50 | p99, ms | records of a batch: intake's log, feature, "
-        "inference | CPU, µs an event |"
-    )
-    yield "|---|---|---|---|---|---|---|"
+    yield from _section("From event to prediction", words, "![latency and batch size by rate](performance/latency.svg)")
+    names = list(one["runs"][0]["batch"])
+    rows = []
     for rate, ours, echo in _by_rate(one["runs"]):
-        sizes = {name: statistics.median(run["batch"][name] for run in ours) for name in ours[0]["batch"]}
+        times = [f"{statistics.median(run[which] for run in runs):.1f}" for runs in (ours, echo) for which in ("p50_ms", "p99_ms")]
+        sizes = [f"{statistics.median(run['batch'][name] for run in ours):,.1f}" for name in names]
         cpu = statistics.median(sum(us for name, us in run["cpu_us"].items() if name not in SERVERS) for run in ours)
-        cells = [f"{statistics.median(run[which] for run in runs):.1f}" for runs in (ours, echo) for which in ("p50_ms", "p99_ms")]
-        yield f"| {rate:,} | {' | '.join(cells)} | {', '.join(f'{size:,.1f}' for size in sizes.values())} | {cpu:.1f} |"
+        rows.append([f"{rate:,}", *times, *sizes, f"{cpu:.1f}"])
+    heads = ["a second", "driftline p50", "p99, ms", "echo p50", "p99, ms", *(f"records of a batch, {name}" for name in names)]
+    yield from _table([*heads, "CPU, µs an event"], rows)
 
 
 def _by_rate(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Mapping[str, Any]], list[Mapping[str, Any]]]]:
@@ -270,104 +272,84 @@ def _by_rate(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Mapp
 
 def _ledger(found: Found) -> Iterable[str]:
     one = found["ledger"]
-    yield "## What effectively once costs"
-    yield ""
-    yield f"The feature hop as it is, {one['medians']['on']:.2f} µs, and with rows written without ledger, comparison and transaction,"
-    yield f"{one['medians']['off']:.2f} µs: {one['ratio']:.2f} times. The switch is the benchmark's alone."
+    yield from _section(
+        "What effectively once costs",
+        f"The feature hop as it is, {one['medians']['on']:.2f} µs, and with rows written without ledger, comparison and transaction, "
+        f"{one['medians']['off']:.2f} µs: {one['ratio']:.2f} times. The switch is the benchmark's alone.",
+    )
 
 
 def _reads(found: Found) -> Iterable[str]:
     one = found["reads"]
-    yield "## Online reads"
-    yield ""
-    yield (
-        f"{one['cards']:,} entities of a view of {one['features']} features after {one['payments']:,} payments. A "
-        "read is one `MGET`, and one call of"
+    row = one["rows"]["card"]
+    words = (
+        f"{one['cards']:,} entities of a view of {one['features']} features after {one['payments']:,} payments. In the store an entity's "
+        f"row has {row['value']:.0f} bytes and its key {row['key']:.0f}: {one['bytes_a_feature']:.1f} bytes a feature. Valkey itself uses "
+        f"{one['used_memory_a_card']:,} bytes for an entity, its memory of ids and its own bookkeeping included. A read is one `MGET`, and "
+        f"one call of the fold's own evaluation as of now; {one['checked']:,} were compared with what the fold itself answers. µs a read:"
     )
-    yield f"the fold's own evaluation as of now; {one['checked']:,} were compared with what the fold itself answers. µs a read:"
-    yield ""
-    yield "| entities | features p50 | p99 | CPU | MGET p50 | p99 | CPU | MGET by redis-py p50 |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from _section("Online reads", words)
+    rows = []
     for size, ways in one["reads_us"].items():
         cells = [f"{ways[way][which]:.0f}" for way in ("features", "MGET") for which in ("p50", "p99", "cpu")]
-        yield f"| {size} | {' | '.join(cells)} | {ways['MGET by redis-py']['p50']:.0f} |"
-    yield ""
-    row = one["rows"]["card"]
-    yield (
-        f"In the store an entity's row has {row['value']:.0f} bytes and its key {row['key']:.0f}: "
-        f"{one['bytes_a_feature']:.1f} bytes a feature. Valkey itself uses"
-    )
-    yield f"{one['used_memory_a_card']:,} bytes for an entity, its memory of ids and its own bookkeeping included."
+        rows.append([size, *cells, f"{ways['MGET by redis-py']['p50']:.0f}"])
+    yield from _table(("entities", "features p50", "p99", "CPU", "MGET p50", "p99", "CPU", "MGET by redis-py p50"), rows)
 
 
 def _growth(found: Found) -> Iterable[str]:
     one = found["growth"]
-    yield "## Growth"
-    yield ""
-    yield (
-        f"The fold with its loads and commits, in one process; a worker keeps up to {one['entities_max']:,} "
-        "entities and asks again for what it dropped."
+    words = (
+        f"The fold with its loads and commits, in one process; a worker keeps up to {one['entities_max']:,} entities and asks again for "
+        "what it dropped."
     )
-    yield ""
-    yield "![CPU by number of entities](performance/growth.svg)"
-    yield ""
-    yield "| entities | CPU, µs an event | store, µs | loads an event | worker, MiB | store, MiB |"
-    yield "|---|---|---|---|---|---|"
-    for each in one["entities"]:
-        cells = f"{each['us']:.1f} | {each['store_us']:.1f} | {each['loads']:.2f} | {each['memory_mib']:,} | {each['store_mib']:,}"
-        yield f"| {each['cards']:,} | {cells} |"
+    yield from _section("Growth", words, "![CPU by number of entities](performance/growth.svg)")
+    heads = ("entities", "CPU, µs an event", "store, µs", "loads an event", "worker, MiB", "store, MiB")
+    ways = {"cards": ",", "us": ".1f", "store_us": ".1f", "loads": ".2f", "memory_mib": ",", "store_mib": ","}
+    yield from _table(heads, ([format(each[name], way) for name, way in ways.items()] for each in one["entities"]))
     if one["workers"]:
-        yield ""
-        yield "| processes, two partitions | events a second | client | broker | store |"
-        yield "|---|---|---|---|---|"
-        for each in one["workers"]:
-            yield (
-                f"| {each['processes']} | {each['rate']:,} | {each['us']['client']:.1f} | {each['us']['broker']:.1f} | "
-                f"{each['us']['store']:.1f} |"
-            )
+        parties = ("client", *SERVERS)
+        yield from _table(
+            ("processes, two partitions", "events a second", *parties),
+            ([str(each["processes"]), f"{each['rate']:,}", *(f"{each['us'][party]:.1f}" for party in parties)] for each in one["workers"]),
+        )
 
 
 def _backfill(found: Found) -> Iterable[str]:
     one = found["backfill"]
-    yield "## Backfill"
-    yield ""
-    yield (
-        f"`driftline backfill` of {one['events']:,} payments from Parquet on one core: {one['rate']:,.0f} a "
-        f"second, {one['cpu_us']:.2f} µs of processor time"
+    yield from _section(
+        "Backfill",
+        f"`driftline backfill` of {one['events']:,} payments from Parquet on one core: {one['rate']:,.0f} a second, {one['cpu_us']:.2f} µs "
+        f"of processor time an event, {one['memory_mib']:,.0f} MiB at most; its rows are those of the plain program, byte for byte. Start-up "
+        "is left out.",
     )
-    yield f"an event, {one['memory_mib']:,.0f} MiB at most; its rows are those of the plain program, byte for byte. Start-up is left out."
 
 
 def _idle(found: Found) -> Iterable[str]:
     one = found["idle"]
-    yield "## At rest"
-    yield ""
-    yield (
-        f"The flights pipeline live, milliseconds of processor time a second: with nothing to do, and at {one['rate']} questions a second."
-    )
-    yield ""
+    states = {"idle": "nothing to do", "asked": f"{one['rate']} questions a second"}
+    yield from _section("At rest", f"The flights pipeline live, milliseconds of processor time a second: {' and '.join(states.values())}.")
     names = list(one["ms_a_second"]["idle"])
-    yield f"| | {' | '.join(names)} | services |"
-    yield "|---" * (len(names) + 2) + "|"
-    for state, words in (("idle", "idle"), ("asked", f"{one['rate']} a second")):
-        cells = [f"{one['ms_a_second'][state][name]:.1f}" for name in names]
-        yield f"| {words} | {' | '.join(cells)} | {one['services'][state]:.1f} |"
+    yield from _table(
+        ["", *names, "services"],
+        (
+            [words, *(f"{one['ms_a_second'][state][name]:.1f}" for name in names), f"{one['services'][state]:.1f}"]
+            for state, words in states.items()
+        ),
+    )
 
 
 def _starts(found: Found) -> Iterable[str]:
     one = found["starts"]
-    yield "## Start and memory"
-    yield ""
-    yield (
-        f"From exec to ready, median of {one['rounds']}; memory in MiB (PSS: what is shared counts in shares) of "
-        "keeper, worker and what they started."
+    words = (
+        f"From exec to ready, median of {one['rounds']}; memory in MiB (PSS: what is shared counts in shares) of keeper, worker and what "
+        "they started."
     )
-    yield ""
-    yield "| service | ready, s | at rest | under load |"
-    yield "|---|---|---|---|"
+    yield from _section("Start and memory", words)
+    rows = []
     for service, ready in one["ready_s"].items():
         cells = [f"{sum(process['pss'] for process in state[service].values()):.0f}" for state in one["memory_mib"].values()]
-        yield f"| {service} | {ready:.2f} | {' | '.join(cells)} |"
+        rows.append([service, f"{ready:.2f}", *cells])
+    yield from _table(("service", "ready, s", *one["memory_mib"]), rows)
 
 
 SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {
