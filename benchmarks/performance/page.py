@@ -319,8 +319,8 @@ def _backfill(found: Found) -> Iterable[str]:
     yield from _section(
         "Backfill",
         f"`driftline backfill` of {one['events']:,} payments from Parquet on one core: {one['rate']:,.0f} a second, {one['cpu_us']:.2f} µs "
-        f"of processor time an event, {one['memory_mib']:,.0f} MiB at most; its rows are those of the plain program, byte for byte. Start-up "
-        "is left out.",
+        f"of processor time an event, {one['memory_mib']:,.0f} MiB at most; its rows are those of the plain program, byte for byte. "
+        "Start-up is left out.",
     )
 
 
