@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
+from performance.flying import asking
 
 from driftline.contracts.topics import Topics
 from driftline.local.stack import Stack
@@ -54,30 +54,6 @@ class Ends:
     async def now(self) -> list[int]:
         ends = await self._consumer.end_offsets(self._at)
         return [ends[at] for at in self._at]
-
-
-async def ask(kafka: str, rate: int, chance: random.Random) -> None:
-    """Publish questions, `rate` a second in groups of twenty a second, for ever."""
-    producer = AIOKafkaProducer(bootstrap_servers=kafka)
-    await producer.start()
-    number = 0
-    while True:
-        now = datetime.now(UTC)
-        for _ in range(rate // 20):
-            number += 1
-            value = {
-                "flight_id": f"bench-{number}",
-                "asked_at": now.isoformat(),
-                "departs_at": (now + timedelta(hours=1)).isoformat(),
-                "tail": f"N{chance.randrange(5_000)}",
-                "origin": "EWR",
-                "destination": "IAH",
-                "carrier": "UA",
-                "scheduled_departure": 515,
-                "duration_min": 244,
-            }
-            await producer.send("flights", json.dumps(value).encode())
-        await asyncio.sleep(0.05)
 
 
 async def until(true: Callable[[], bool], what: str) -> None:
@@ -140,14 +116,13 @@ def told(service: str, partitions: int, how: str, silences: list[tuple[float, fl
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, partitions: int, rate: int, chance: random.Random) -> AsyncIterator[tuple[Stack, AIOKafkaConsumer]]:
+async def running(folder: Path, partitions: int, rate: int) -> AsyncIterator[tuple[Stack, AIOKafkaConsumer]]:
     """The stack, with three services and their load."""
     pipeline = load_pipeline("flights")
     stack = Stack(folder)
     await asyncio.to_thread(stack.start)
     kafka = stack.environment()["DRIFTLINE_KAFKA"]
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
-    asking = None
     try:
         await ensure_topics(kafka, Topics.of(pipeline), partitions)
         await create_topics(kafka, [NewTopic(stream.topic, 1, 1) for stream in pipeline.streams])
@@ -161,11 +136,9 @@ async def running(folder: Path, partitions: int, rate: int, chance: random.Rando
         for service in SERVICES:
             stack.spawn(service, [sys.executable, "-m", "driftline", "run", service, "--pipeline", "flights"], environment)
         await consumer.start()
-        asking = asyncio.create_task(ask(kafka, rate, chance))
-        yield stack, consumer
+        async with asking(kafka, rate):
+            yield stack, consumer
     finally:
-        if asking is not None:
-            asking.cancel()
         await consumer.stop()
         await asyncio.to_thread(stack.stop)
 
@@ -173,7 +146,7 @@ async def running(folder: Path, partitions: int, rate: int, chance: random.Rando
 async def measure(partitions: int, services: list[str], kills: int, rate: int, seed: int) -> None:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        async with running(Path(folder), partitions, rate, chance) as (stack, consumer):
+        async with running(Path(folder), partitions, rate) as (stack, consumer):
             for service in SERVICES:
                 ends = Ends(consumer, OUTPUTS[service], partitions)
                 await until(lambda service=service: (stack.run_dir / f"{service}.json").exists(), f"{service} starts")  # type: ignore[misc]

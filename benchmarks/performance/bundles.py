@@ -15,12 +15,14 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.declaration import LightGBM
 from driftline.models.bundle import BundleStore, Manifest, generate_keys, load_private_key, load_public_key
-from driftline.models.recipes import describe
+from driftline.models.recipes import describe, fit
 from driftline.models.reference import make_reference, medians
 from driftline.pipeline import Pipeline
 from driftline.stream.kafka import Publisher
 
 from .payments import digest
+
+RECIPE = LightGBM(trees=100, leaves=15, leaf_rows_min=20, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
 
 
 class Champion:
@@ -59,6 +61,13 @@ class Champion:
         )
         store = BundleStore(self.models, trusts=load_public_key(self.public))
         return store.put(manifest, graph, load_private_key(self._private))
+
+    def put_any(self) -> str:
+        """A model of a hundred trees that learned nothing of use, for whoever measures what one costs. Returns the digest."""
+        chance = np.random.default_rng(RECIPE.seed)
+        learned = chance.normal(0, 30, (20_000, len(self._pipeline.layout.names))).astype(np.float32)
+        labels = (learned[:, 0] + chance.normal(0, 30, len(learned)) > 0).astype(np.int64)
+        return self.put(fit(RECIPE, learned, labels, seed=RECIPE.seed).onnx(), RECIPE, learned, 0)
 
     async def deploy(self, bundle: str, kafka: str, registry: Registry) -> None:
         """Publish the deployment, version 1."""

@@ -24,10 +24,8 @@ from aiokafka.admin import NewTopic
 
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import LOOP, Topics
-from driftline.declaration import LightGBM
 from driftline.local.stack import Stack
-from driftline.models.recipes import fit
-from driftline.pipeline import Pipeline, load_pipeline, pipelines_folder
+from driftline.pipeline import load_pipeline, pipelines_folder
 from driftline.stream.kafka import create_topics, ensure_topics
 
 from .bundles import Champion
@@ -38,7 +36,6 @@ LOOK_EVERY_S = 0.005
 READY_WITHIN_S = 60.0
 GROUPS_A_SECOND = 200
 TAILS = 5_000
-RECIPE = LightGBM(trees=100, leaves=15, leaf_rows_min=20, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ async def flying(partitions: int = PARTITIONS) -> AsyncIterator[Flying]:
         await ensure_topics(kafka, Topics.of(pipeline), partitions)
         await create_topics(kafka, [NewTopic(stream.topic, 1, 1) for stream in pipeline.streams])
         champion = Champion(pipeline, stack.folder)
-        await _deploy(pipeline, champion, kafka, registry)
+        await champion.deploy(champion.put_any(), kafka, registry)
         environment = {
             "DRIFTLINE_PIPELINES": str(pipelines_folder().resolve()),
             "DRIFTLINE_PII_KEY": "00" * 32,
@@ -112,13 +109,6 @@ async def flying(partitions: int = PARTITIONS) -> AsyncIterator[Flying]:
             **champion.environment,
         }
         yield Flying(stack, kafka, environment)
-
-
-async def _deploy(pipeline: Pipeline, champion: Champion, kafka: str, registry: Registry) -> None:
-    chance = np.random.default_rng(7)
-    learned = chance.normal(0, 30, (20_000, len(pipeline.layout.names))).astype(np.float32)
-    graph = fit(RECIPE, learned, (learned[:, 0] + chance.normal(0, 30, len(learned)) > 0).astype(np.int64), seed=7).onnx()
-    await champion.deploy(champion.put(graph, RECIPE, learned, 0), kafka, registry)
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,22 @@ async def fill(kafka: str, topic: str, keys: Sequence[bytes], values: Sequence[b
     producer = AIOKafkaProducer(bootstrap_servers=kafka, max_batch_size=BATCH_BYTES, max_request_size=1_048_576, acks="all")
     await producer.start()
     try:
-        batch = producer.create_batch()
-        for key, value in zip(keys, values, strict=True):
-            if batch.append(timestamp=time_ms, key=key, value=value) is None:
-                await (await producer.send_batch(batch, topic, partition=0))
-                batch = producer.create_batch()
-                batch.append(timestamp=time_ms, key=key, value=value)
-        await (await producer.send_batch(batch, topic, partition=0))
+        await publish(producer, topic, 0, zip(keys, values, strict=True), time_ms)
     finally:
         await producer.stop()
+
+
+async def publish(
+    producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[tuple[bytes | None, bytes]], time_ms: int | None = None
+) -> None:
+    """Keys and values in whole batches, each acked before the next."""
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(timestamp=time_ms, key=key, value=value) is None:
+            await (await producer.send_batch(batch, topic, partition=partition))
+            batch = producer.create_batch()
+            batch.append(timestamp=time_ms, key=key, value=value)
+    await (await producer.send_batch(batch, topic, partition=partition))
 
 
 async def read(kafka: str, topic: str, n: int) -> list[Any]:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 
@@ -21,14 +20,13 @@ from driftline.contracts.messages import ClockRecord, End, Writer, as_messages
 from driftline.contracts.messages import Source as Log
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
-from driftline.declaration import LightGBM
 from driftline.local.player import Play, Script, load_applications
 from driftline.local.stack import Stack
-from driftline.models.recipes import fit
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.kafka import Publisher, create_topics, ensure_topics
 
 from .bundles import Champion
+from .hops import publish
 from .meter import Cost, Sample, TooSlow, cpu_s, slope
 
 PARTITIONS = 2
@@ -36,7 +34,6 @@ QUIET_S = 5.0  # logs that have not grown for so long have all that there is, on
 SAMPLE_S = 0.1
 PATIENCE_S = 900.0
 OUTPUT_OF = {"intake": "events", "feature": "features", "inference": "predictions", "labeler": "examples", "drift": "summaries"}
-RECIPE = LightGBM(trees=100, leaves=15, leaf_rows_min=20, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,7 @@ async def _prepare(stack: Stack, pipeline: Pipeline, champion: Champion, days: i
     )
     await ensure_topics(kafka, topics, PARTITIONS)
     ends = await _publish(kafka, pipeline, registry, days)
-    chance = np.random.default_rng(7)
-    learned = chance.normal(0, 30, (20_000, len(pipeline.layout.names))).astype(np.float32)
-    graph = fit(RECIPE, learned, (learned[:, 0] + chance.normal(0, 30, len(learned)) > 0).astype(np.int64), seed=7).onnx()
-    await champion.deploy(champion.put(graph, RECIPE, learned, 0), kafka, registry)
+    await champion.deploy(champion.put_any(), kafka, registry)
     start_ms = 1_356_998_400_000  # 2013-01-01, where the flights begin
     record = ClockRecord(
         start_ms + days * 86_400_000, 1, tuple(End(topic, partition, end) for (topic, partition), end in ends.items()), True
@@ -106,13 +100,7 @@ async def _publish(kafka: str, pipeline: Pipeline, registry: Registry, days: int
     await producer.start()
     for day in range(days):
         for lot in script.lots(day):
-            batch = producer.create_batch()
-            for message in lot.messages:
-                if batch.append(timestamp=None, key=message.key, value=message.value) is None:
-                    await (await producer.send_batch(batch, lot.topic, partition=lot.partition))
-                    batch = producer.create_batch()
-                    batch.append(timestamp=None, key=message.key, value=message.value)
-            await (await producer.send_batch(batch, lot.topic, partition=lot.partition))
+            await publish(producer, lot.topic, lot.partition, ((message.key, message.value) for message in lot.messages))
             ends[lot.topic, lot.partition] += len(lot.messages)
     await producer.stop()
     return ends
