@@ -172,7 +172,7 @@ def main() -> int:
         write_page(found, PAGE)
         if asked.peers_python:
             subprocess.run([asked.peers_python, str(Path(__file__).with_name("plots.py")), str(asked.results), str(PLOTS)], check=True)
-    return 1 if any("failed" in hop for one in found["hops"] for hop in one["hops"].values()) else 0
+    return 1 if any("failed" in hop for one in found.get("hops", ()) for hop in one["hops"].values()) else 0
 
 
 def measure(asked: argparse.Namespace, say: Console) -> None:

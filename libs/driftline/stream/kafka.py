@@ -33,7 +33,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself might wait for ever
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
-GATHER_BYTES, GATHER_MS = 1 << 20, 200  # whoever gathers waits so long for so much, while there is something to read
+GATHER_BYTES, GATHER_MS = 1 << 20, 50  # whoever gathers waits so long for so much, while there is something to read
 SILENCE_S = 15.0  # for so long a log may hold more without any of it arriving, before whoever reads it starts again
 
 
