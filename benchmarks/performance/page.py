@@ -118,8 +118,9 @@ def _read_goals(found: Found) -> Iterator[Told]:
 
 def _growth_goals(found: Found) -> Iterator[Told]:
     if one := found.get("growth"):
-        costs = [each["us"] for each in one["entities"]]
-        first, last = one["entities"][0]["cards"], one["entities"][-1]["cards"]
+        usual = [each for each in one["entities"] if each["entities_max"] == one["entities"][0]["entities_max"]]
+        costs = [each["us"] for each in usual]
+        first, last = usual[0]["cards"], usual[-1]["cards"]
         words = f"{max(costs) / costs[0]:.1f} times"
         yield Told("P6", f"fold of {first:,} to {last:,} entities", "within 1.5 times", words, max(costs) <= 1.5 * costs[0])
         if len(one["workers"]) == 2:
@@ -147,12 +148,12 @@ def _idle_goals(found: Found) -> Iterator[Told]:
 def _start_goals(found: Found) -> Iterator[Told]:
     if one := found.get("starts"):
         for service in ("feature", "inference"):
-            ready = one["ready_s"][service]
+            ready = one["medians"][service]["ready_s"]
             yield Told("P9", f"{service} ready, s", "at most 1.5", f"{ready:.2f}", ready <= 1.5)
 
 
 # What the same benchmark found before anything was done about it, at commit e6f26d3: milliseconds of processor time a second.
-IDLE_BEFORE = {"idle": 67.8}
+IDLE_BEFORE = {"idle": 58.6, "asked": 519.5}
 
 JUDGES = (
     _hop_goals,
@@ -299,12 +300,12 @@ def _reads(found: Found) -> Iterable[str]:
 def _growth(found: Found) -> Iterable[str]:
     one = found["growth"]
     words = (
-        f"The fold with its loads and commits, in one process; a worker keeps up to {one['entities_max']:,} entities and asks again for "
-        "what it dropped."
+        "The fold with its loads and commits, in one process. A worker keeps as many entities as it is told, and asks for them again when it "
+        "has dropped them; a card is two, one of them the memory of its ids."
     )
     yield from _section("Growth", words, "![CPU by number of entities](performance/growth.svg)")
-    heads = ("entities", "CPU, µs an event", "store, µs", "loads an event", "worker, MiB", "store, MiB")
-    ways = {"cards": ",", "us": ".1f", "store_us": ".1f", "loads": ".2f", "memory_mib": ",", "store_mib": ","}
+    heads = ("cards", "kept at most", "CPU, µs an event", "store, µs", "loads an event", "worker, MiB", "store, MiB")
+    ways = {"cards": ",", "entities_max": ",", "us": ".1f", "store_us": ".1f", "loads": ".2f", "memory_mib": ",", "store_mib": ","}
     yield from _table(heads, ([format(each[name], way) for name, way in ways.items()] for each in one["entities"]))
     if one["workers"]:
         parties = ("client", *SERVERS)
@@ -346,10 +347,10 @@ def _starts(found: Found) -> Iterable[str]:
     )
     yield from _section("Start and memory", words)
     rows = []
-    for service, ready in one["ready_s"].items():
+    for service, told in one["medians"].items():
         cells = [f"{sum(process['pss'] for process in state[service].values()):.0f}" for state in one["memory_mib"].values()]
-        rows.append([service, f"{ready:.2f}", *cells])
-    yield from _table(("service", "ready, s", *one["memory_mib"]), rows)
+        rows.append([service, f"{told['ready_s']:.2f}", f"{told['cpu_s']:.2f}", *cells])
+    yield from _table(("service", "ready, s", "processor time until then, s", *one["memory_mib"]), rows)
 
 
 SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {

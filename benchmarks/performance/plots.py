@@ -116,7 +116,7 @@ def latency(found: Mapping[str, Any], to: Path) -> None:
 def growth(found: Mapping[str, Any], to: Path) -> None:
     """Processor time of an event by the number of entities, and the worker's memory."""
     figure, axis = plt.subplots(figsize=(6, 3))
-    told = found["growth"]["entities"]
+    told = [one for one in found["growth"]["entities"] if one["entities_max"] == found["growth"]["entities"][0]["entities_max"]]
     cards = [one["cards"] for one in told]
     axis.plot(cards, [one["us"] for one in told], color=OURS, marker="o", label="worker, µs an event")
     axis.plot(cards, [one["store_us"] for one in told], color=FLOOR, marker="o", label="store, µs an event")
