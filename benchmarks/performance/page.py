@@ -300,8 +300,8 @@ def _reads(found: Found) -> Iterable[str]:
 def _growth(found: Found) -> Iterable[str]:
     one = found["growth"]
     words = (
-        "The fold with its loads and commits, in one process. A worker keeps as many entities as it is told, and asks for them again when it "
-        "has dropped them; a card is two, one of them the memory of its ids."
+        "The fold with its loads and commits, in one process. A worker keeps as many entities as it is told, and asks for them again when "
+        "it has dropped them; a card is two, one of them the memory of its ids."
     )
     yield from _section("Growth", words, "![CPU by number of entities](performance/growth.svg)")
     heads = ("cards", "kept at most", "CPU, µs an event", "store, µs", "loads an event", "worker, MiB", "store, MiB")

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -169,6 +170,7 @@ class IntakePart:
         self._letters = DeadLetters(pipeline.name, "intake", UPSTREAM, settings.dead_letters_max, key=key, sealed=sealed)
         self._partitions: Mapping[str, int] = {}  # of each topic, as this session found them
         self._counted_at = 0.0
+        self._counting: asyncio.Task[Mapping[str, int]] | None = None
         self._heard_at = 0.0
         self._waiting_since: float | None = None  # for what a source holds and does not give
         self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
@@ -206,6 +208,7 @@ class IntakePart:
             intake = await self._connect(stack)
             pumps = [asyncio.create_task(upstream.pump()) for upstream in self._upstreams.values()]
             stack.push_async_callback(_cancel, pumps)
+            stack.push_async_callback(self._stop_counting)
             self.ready = True
             self._marked.clear()
             while not self._stopping:
@@ -263,12 +266,19 @@ class IntakePart:
     async def _count_again(self) -> None:
         """Raises Recoverable when a topic has other partitions by now: the next session reads all of them."""
         now = self._clock.monotonic_s()
-        if now - self._counted_at > COUNT_EVERY_S:
+        if self._counting is None and now - self._counted_at > COUNT_EVERY_S:
             self._counted_at = now
-            found = await self._count_partitions()
+            self._counting = asyncio.create_task(self._count_partitions())  # beside the merge: it takes connections of its own
+        if self._counting is not None and self._counting.done():
+            counting, self._counting = self._counting, None
+            found = await counting
             changed = [topic for topic, count in found.items() if count != self._partitions[topic]]
             if changed:
                 raise Recoverable(f"{', '.join(changed)} has other partitions than before")
+
+    async def _stop_counting(self) -> None:
+        counting, self._counting = self._counting, None
+        await _cancel([counting] if counting is not None else [])
 
     def _refuse_other_placement(self, before: int | None) -> None:
         """Raises Fatal when keys would from now on be placed elsewhere than those on the log."""
@@ -460,7 +470,7 @@ class IntakePart:
         metric("driftline_messages_total").labels(**labels, outcome=outcome).inc(n)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
