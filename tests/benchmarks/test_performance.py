@@ -92,10 +92,8 @@ def test_the_page_tells_medians_and_leaves_out_what_failed(tmp_path: Path):
     assert "Not measured yet at these commits: parts, loops, latency" in page
 
 
-def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
-    """
-    Every section of the page, from figures of the shapes that the benchmarks give: some that reach their goal, some that do not.
-    """
+def figures() -> dict[str, object]:
+    """Of the shapes that the benchmarks give: some reach their goal, some do not."""
     machine = {"cpus": 2, "cpu": "a processor", "memory_gib": 4, "python": "3.12.0", "versions": {}}
     read = {"p50": 30.0, "p99": 60.0, "cpu": 20.0}
     slow = {"p50": 90.0, "p99": 99.0, "cpu": 80.0}
@@ -116,7 +114,7 @@ def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
         for cards, us in ((10_000, 2.0), (10_000_000, 2.5))
     ]
     workers = [{"processes": n, "rate": 100, "us": {"client": 4.0, "broker": 1.0, "store": 1.0}} for n in (1, 2)]
-    found = {
+    return {
         "events": 10,
         "machine": machine,
         "measured": {"ledger": {"command": "make bench", "began": "2026-01-01T00:00:00", "seconds": 1, "commit": "abc"}},
@@ -149,7 +147,13 @@ def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
             "memory_mib": {"at rest": {service: {"worker": {"pss": 100.0}} for service in ("feature", "inference")}},
         },
     }
-    write_page(found, tmp_path / "page.md")
+
+
+def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
+    """
+    Every section of the page.
+    """
+    write_page(figures(), tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     met = {line.split(" | ")[1]: line.endswith(" yes |") for line in page.splitlines() if line.startswith("| P")}
     assert met == {
