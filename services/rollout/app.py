@@ -10,7 +10,6 @@ with the same coordinate again, and consumers drop the copy.
 from __future__ import annotations
 
 import asyncio
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ import faust
 import msgspec
 from faust.tables.recovery import Recovery
 from faust.types import EventT, StreamT
-from faust.types.tuples import FutureMessage
 from msgspec import Struct
 
 from driftline.clock import Clock
@@ -39,6 +37,7 @@ from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 
 from .core import Decision, decide, unmoved
+from .fixes import AckedTable, RewoundConsumer
 from .machine import Stage, State
 
 CONTROL_PARTITION = 0
@@ -118,18 +117,6 @@ class Folding:
         metric("driftline_messages_total").labels(**labels, outcome=outcome).inc()
 
 
-class AckedTable(faust.Table):  # type: ignore[type-arg]
-    """A table that lets its writer wait until the changelog has what was written last."""
-
-    logger = logging.getLogger("faust.tables")
-    written: FutureMessage | None = None
-
-    def send_changelog(self, *args: Any, **kwargs: Any) -> FutureMessage:
-        """As in Faust, and remember the future."""
-        self.written = super().send_changelog(*args, **kwargs)
-        return self.written
-
-
 class ControlPlane:
     """The Faust app as a part of our process."""
 
@@ -200,6 +187,7 @@ class ControlPlane:
             loghandlers=[],
             logging_config={"version": 1, "disable_existing_loggers": False},
         )
+        app.transport.Consumer = RewoundConsumer  # type: ignore[misc]  # of this app alone, not of its class
         control = app.topic(self._topics.control.name, key_serializer="raw", value_serializer="raw", value_type=bytes, key_type=bytes)
         self._table = app.Table("state", partitions=1, key_type=bytes, value_type=bytes)
         app.agent(control, name="rollout")(self._agent)

@@ -462,9 +462,9 @@ class _Session:
     async def close(self) -> None:
         """Let go of everything; what was not acked is forgotten."""
         self._operator.turns.suspect(self, False)
-        for part in (self._source.stop(), self._sink.stop(), *([self._ledger.close()] if self._ledger else [])):
+        for stop in (self._source.stop, self._sink.stop, *([self._ledger.close] if self._ledger else [])):
             try:
-                await asyncio.wait_for(part, 5)
+                await asyncio.wait_for(stop(), 5)
             except asyncio.CancelledError:
                 if cancelled():
                     raise

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from faust.transport.drivers.aiokafka import Consumer
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Deployment, Fact, Release, Report, Source, Writer, as_messages, facts
@@ -30,10 +32,10 @@ from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher
 from driftline.stream.records import Decoder, Encoder, Polled
-from services.rollout.app import Entry, Folding
+from services.rollout.app import ControlPlane, Entry, Folding, Settings
 
 DAY = 86_400_000
-WAIT_S = 120.0
+WAIT_S = 60.0
 SCHEMA = {
     "type": "record",
     "name": "Asked",
@@ -191,6 +193,49 @@ async def test_every_control_record_is_answered_once_through_kills(site: Site):
     assert [one.move for _, one in found] == ["champion"] + ["nothing"] * (records - 1)
     assert {one.version for _, one in found} == {1}
     assert found[-1][1].time == (records - 1) * DAY
+
+
+async def test_nothing_is_lost_between_a_recovered_table_and_the_first_commit(site: Site, monkeypatch: pytest.MonkeyPatch):
+    """
+    Killed before the group committed: records flow while Faust still seeks, and those that wait for the agent are thrown away
+    by it. Here both take their time.
+    """
+    async with site.publisher(Writer.TRAINER) as trainer:
+        await put(trainer, first_release(1), 1)
+    with site.process():
+        await site.answers(0)
+    assert await committed(site) is None, "killed too late: nothing is shown"
+    async with site.publisher() as drift:
+        for day in range(2, 12):
+            await put(drift, report(day), day)
+    monkeypatch.setattr(Consumer, "seek_to_committed", later(1.0, Consumer.seek_to_committed))
+    monkeypatch.setattr(ControlPlane, "_catch_up", later(2.0, ControlPlane._catch_up))
+    settings = Settings(site.pipeline.name, site.addresses.registry, site.kafka, session_timeout_s=2.0)
+    part = ControlPlane(settings, site.pipeline, SystemClock())
+    running = asyncio.create_task(part.run())
+    found, _ = await site.answers(10)
+    part.stop()
+    await running
+    assert [offset for offset, _ in found] == list(range(11))
+
+
+def later(seconds: float, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def late(*args: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return await method(*args)
+
+    return late
+
+
+async def committed(site: Site) -> int | None:
+    """The group's offset."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=site.kafka)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(f"{site.pipeline.name}-rollout")
+    finally:
+        await admin.close()
+    return next((one.offset for tp, one in offsets.items() if tp.topic == site.topics.control.name), None)
 
 
 async def test_a_table_that_was_lost_is_folded_from_control_again(site: Site):

@@ -1,0 +1,42 @@
+"""
+Two parts of Faust with what the rollout needs of them and they do not do by themselves. Both go when Faust does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import faust
+from faust.transport.drivers.aiokafka import Consumer
+from faust.types.tuples import FutureMessage
+
+
+class AckedTable(faust.Table):  # type: ignore[type-arg]
+    """A table that lets its writer wait until the changelog has what was written last."""
+
+    logger = logging.getLogger("faust.tables")
+    written: FutureMessage | None = None
+
+    def send_changelog(self, *args: Any, **kwargs: Any) -> FutureMessage:
+        """As in Faust, and remember the future."""
+        self.written = super().send_changelog(*args, **kwargs)
+        return self.written
+
+
+class RewoundConsumer(Consumer):
+    """
+    A consumer that loses nothing when a table has been recovered and the group has not committed yet.
+
+    Faust (0.15.3) then lets the partitions flow, seeks to the committed offsets, and empties the streams' queues. What it delivered
+    before it emptied them is read again only where there was an offset to seek to: a process that was killed before its first commit
+    stood still until the next record came.
+    """
+
+    async def perform_seek(self) -> None:
+        """Stop the flow, which the caller resumes, and go to what is committed, or else to the start."""
+        self.stop_flow()
+        await super().perform_seek()
+        fresh = [tp for tp in self.assignment() if self._committed_offset[tp] is None and not self._is_changelog_tp(tp)]
+        if fresh:
+            await self.seek_wait(await self.earliest_offsets(*fresh))
