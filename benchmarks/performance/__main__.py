@@ -23,7 +23,7 @@ from rich.console import Console
 
 from driftline.errors import DriftlineError
 
-from . import backfill, growth, idle, latency, ledger, loop, parts, reads, starts
+from . import backfill, growth, idle, latency, ledger, loop, parts, profiles, reads, starts
 from .hops import PEERS_ALL, Differs, Peer, benched, driftline_round, measure_peer
 from .meter import Cost, TooSlow
 from .page import write_page
@@ -108,7 +108,7 @@ def sections(asked: argparse.Namespace, say: Console) -> dict[str, Callable[[], 
     """What can be measured, by name, in the order of the page."""
     n = asked.events or (QUICK_EVENTS if asked.quick else EVENTS)
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
-    return {
+    known: dict[str, Callable[[], Any]] = {
         "hops": lambda: asyncio.run(run_hops(n, rounds, asked.peers_python, asked.only, say)),
         "parts": lambda: asyncio.run(parts.measure(n)),
         "loops": lambda: run_loops(asked.days or (QUICK_DAYS if asked.quick else DAYS), rounds, say),
@@ -120,6 +120,9 @@ def sections(asked: argparse.Namespace, say: Console) -> dict[str, Callable[[], 
         "idle": lambda: asyncio.run(idle.measure()),
         "starts": lambda: asyncio.run(starts.measure()),
     }
+    if asked.peers_python:  # the profiler comes with the peers
+        known["profiles"] = lambda: asyncio.run(profiles.measure(str(Path(asked.peers_python).with_name("py-spy"))))
+    return known
 
 
 def wanted(asked: argparse.Namespace, known: Sequence[str]) -> Sequence[str]:

@@ -43,6 +43,7 @@ def write_page(found: Found, to: Path) -> None:
     for name, section in SECTIONS.items():
         if found.get(name):
             lines += ["", *section(found)]
+    lines += _next(found)
     if missing := [name for name in SECTIONS if not found.get(name)]:
         lines += ["", f'Not measured yet at these commits: {", ".join(missing)} (`make bench ARGS="--section {missing[0]}"`).']
     to.write_text("\n".join(lines) + "\n")
@@ -353,6 +354,72 @@ def _starts(found: Found) -> Iterable[str]:
     yield from _table(("service", "ready, s", "processor time until then, s", *one["memory_mib"]), rows)
 
 
+def _profiles(found: Found) -> Iterable[str]:
+    one = found["profiles"]
+    low, half = one["loads"]
+    words = (
+        f"The payments pipeline live, watched by a sampling profiler (py-spy, {one['seconds']:.0f} s each) at {low['rate']:,} records a "
+        f"second and at half load, {half['rate']:,}. Sockets are the system calls that write and read; our loop is what stands around the "
+        "parts: a batch taken, cut, counted, committed; connections are aiokafka's requests and answers. Share of a worker's time at work:"
+    )
+    yield from _section("Where the rest of the time goes", words)
+    names = list(dict.fromkeys(name for load in one["loads"] for work in load["work"].values() for name in work))
+    rows = []
+    for load in one["loads"]:
+        for service, work in load["work"].items():
+            cells = [f"{100 * work.get(name, 0):.0f} %" for name in names]
+            rows.append([f"{load['rate']:,}", service, f"{load['us'][service]:,.1f}", f"{load['batch'][service]:,.1f}", *cells])
+    yield from _table(("a second", "service", "CPU, µs an event", "records of a batch", *names), rows)
+    yield ""
+    yield from textwrap.wrap(
+        "What a service imports before it can begin, milliseconds by package (those it imports itself left out):", LINE
+    )
+    rows = [[service, ", ".join(f"{name} {ms:.0f}" for name, ms in spent.items())] for service, spent in one["imports_ms"].items()]
+    yield from _table(("service", "imports, ms"), rows)
+
+
+def _next(found: Found) -> Iterable[str]:
+    """Of each goal that is missed, why, and what would be next."""
+    missed = dict.fromkeys(one.number for judge in JUDGES for one in judge(found) if not one.met)
+    if missed:
+        yield ""
+        yield from _section("What is missed, and what would be next", "As far as the tables above show it.")
+        yield ""
+        for number in missed:
+            yield from textwrap.wrap(f"- **{number}**: {NEXT.get(number, 'not looked into yet.')}", LINE, subsequent_indent="  ")
+
+
+NEXT = {
+    "P1": (
+        "half of the score hop is the model itself (ONNX), and Faust is measured at its best, with `take`. What is left is to send less: "
+        "predictions and answers carry the same ids and keys."
+    ),
+    "P2": (
+        "the feature service makes two messages of each flight event, one of them for the journal, and labeler and drift decode what it "
+        "encoded. Next: decode only the columns that a reader declares."
+    ),
+    "P3": (
+        "three hops, of which each waits for its acks and its commit before it polls again, so that at half load a record waits for the "
+        "batch in hand and for its own. Next: poll and decode the next batch while acks of the last one are "
+        "awaited; the order of commits stays."
+    ),
+    "P5": (
+        "both ask the store once; beside that rows are unpacked and tiles are summed up in the reader, with numpy's "
+        "fixed costs for a handful of rows. Next: one compiled call from bytes to features."
+    ),
+    "P6": (
+        "with more cards than a worker keeps, each event loads a row and drops another (loads an event, above), and at any number the "
+        "processor's caches are missed more often. Next: ids beside the windows in one row, so that an event loads one row, not two."
+    ),
+    "P8": (
+        "at 200 a second each record is a batch of its own, and a batch costs its requests: fetch, rows, send, commit, each a system call "
+        "that wakes another process. A rest of 5 ms at intake was measured and refused: it takes a fifth of the cost, and "
+        "adds 3 ms to 8. Next: "
+        "fewer wake-ups a batch (fetch and commit in one turn)."
+    ),
+    "P9": "a third of the start is numba, needed only to load what was compiled before. Next: load the object code without it.",
+}
+
 SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {
     "hops": _hops,
     "parts": _parts,
@@ -364,6 +431,7 @@ SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {
     "backfill": _backfill,
     "idle": _idle,
     "starts": _starts,
+    "profiles": _profiles,
 }
 
 # ---- figures --------------------------------------------------------------------------------------------------------------

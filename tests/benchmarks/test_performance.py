@@ -15,6 +15,7 @@ from benchmarks.performance.hops import Differs
 from benchmarks.performance.meter import Sample, TooSlow, slope
 from benchmarks.performance.page import write_page
 from benchmarks.performance.payments import CARDS, Payments
+from benchmarks.performance.profiles import shares
 
 
 def test_start_up_is_no_part_of_the_slope():
@@ -149,11 +150,37 @@ def figures() -> dict[str, object]:
     }
 
 
+def profiled() -> dict[str, object]:
+    """Of the shape that the profiler's benchmark gives."""
+    load = {"us": {"feature": 9.0}, "batch": {"feature": 1.2}}
+    loads = [
+        {"rate": 200, **load, "work": {"feature": {"sockets": 0.6, "think": 0.4}}},
+        {"rate": 900, **load, "work": {"feature": {"store": 1.0}}},
+    ]
+    return {"seconds": 3.0, "loads": loads, "imports_ms": {"feature": {"numba": 500.0, "numpy": 90.0}}}
+
+
+def test_time_is_told_by_the_innermost_frame_that_says_what_is_done():
+    """
+    As py-spy writes its samples: a sort within a decoder is decoding, a write is a write whoever asked for it, and waiting is no work.
+    """
+    loop = "main (driftline/cli.py:1);_run_once (asyncio/base_events.py:9)"
+    worker = f"{loop};_Session.round (driftline/stream/worker.py:300)"
+    raw = [
+        f"{worker};Decoder.decode (driftline/features/events.py:3);sort (numpy/core.py:1) 3",
+        f"{worker};Store.ask (driftline/stream/store.py:3);_SelectorSocketTransport.write (asyncio/selector_events.py:1) 2",
+        f"{loop};EpollSelector.select (selectors.py:468) 90",
+        f"{loop} 4",
+        "main (driftline/cli.py:1) 1",
+    ]
+    assert shares("\n".join(raw)) == {"event loop": 0.4, "decode": 0.3, "sockets": 0.2, "rest": 0.1}
+
+
 def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
     """
-    Every section of the page.
+    Every section of the page; of what is missed, what would be next.
     """
-    write_page(figures(), tmp_path / "page.md")
+    write_page({**figures(), "profiles": profiled()}, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     met = {line.split(" | ")[1]: line.endswith(" yes |") for line in page.splitlines() if line.startswith("| P")}
     assert met == {
@@ -171,6 +198,8 @@ def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
         "feature ready, s": True,
         "inference ready, s": False,
     }
+    assert "| 200 | feature | 9.0 | 1.2 | 60 % | 40 % | 0 % |" in page
+    assert [line.split("**")[1] for line in page.splitlines() if line.startswith("- **")] == ["P3", "P5", "P8", "P9"]
     assert "Not measured yet at these commits: hops, loops (" in page
 
 
