@@ -49,7 +49,7 @@ def write(payments: Payments, to: Path) -> None:
 def run(source: Path, out: Path) -> Run:
     """The command in a process of its own, on one core where the system can hold it there."""
     command = [sys.executable, "-m", "driftline", "backfill", "payments", "--out", str(out)]
-    command += ["--from-parquet", f"payments-upstream={source}"]
+    command += ["--file", f"payments-upstream={source}"]
     environment = {**os.environ, "DRIFTLINE_PIPELINES": str(PIPELINES), "POLARS_MAX_THREADS": "1"}
     core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     began = time.monotonic()

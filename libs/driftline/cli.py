@@ -369,50 +369,129 @@ def rebuild(
     raise typer.Exit(0 if all(one.stands(orders) for one in rebuilt) else 1)
 
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result; it must not exist yet, or be empty.")]
+FromOffset = Annotated[int | None, typer.Option(help="Log: rows of events from this offset on.", show_default=False)]
+ToOffset = Annotated[int | None, typer.Option(help="Log: rows of events before this offset.", show_default=False)]
+FromTime = Annotated[str, typer.Option("--from", help="Rows of events visible since: 12h, 7d ago, or a date.")]
+ToTime = Annotated[str, typer.Option("--to", help="Rows of events visible before: 12h, 7d ago, or a date.")]
+OfPartition = Annotated[int | None, typer.Option("--partition", help="Log: only this partition.", show_default=False)]
+Sort = Annotated[bool, typer.Option("--sort", help="Files: put their records in order of visible time first.")]
+AsArrived = Annotated[bool, typer.Option("--as-arrived", help="Files: their order is that of arrival; go on as intake would.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Beside each packed row a column for each feature.")]
+Files = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="[STREAM=]PATH",
+        help="Records of a stream, Parquet or CSV: a file, a folder, or a pattern in quotes. Once a stream; again for more partitions.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def backfill(
     name: Name = None,
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows; it must not exist yet, or be empty.")],
-    from_parquet: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from-parquet",
-            "-f",
-            metavar="[STREAM=]PATH",
-            help="Records of a stream: a file, a folder, or a pattern in quotes. Once for each stream; again for each further partition.",
-            show_default=False,
-        ),
-    ] = None,
-    partition: Annotated[int | None, typer.Option(help="Log: only this partition.", show_default=False)] = None,
-    from_offset: Annotated[int | None, typer.Option(help="Log: rows of events from this offset on.", show_default=False)] = None,
-    to_offset: Annotated[int | None, typer.Option(help="Log: rows of events before this offset.", show_default=False)] = None,
-    from_time: Annotated[str, typer.Option("--from", help="Rows of events visible since: 12h, 7d ago, or a date.")] = "",
-    to_time: Annotated[str, typer.Option("--to", help="Rows of events visible before: 12h, 7d ago, or a date.")] = "",
-    sort: Annotated[bool, typer.Option("--sort", help="Files: put their records in order of visible time first.")] = False,
-    as_arrived: Annotated[bool, typer.Option("--as-arrived", help="Files: their order is that of arrival; go on as intake would.")] = False,
-    wide: Annotated[bool, typer.Option("--wide", help="Beside each packed row a column for each feature.")] = False,
+    out: Out,
+    files: Files = None,
+    partition: OfPartition = None,
+    from_offset: FromOffset = None,
+    to_offset: ToOffset = None,
+    from_time: FromTime = "",
+    to_time: ToTime = "",
+    sort: Sort = False,
+    as_arrived: AsArrived = False,
+    wide: Wide = False,
     verify: Annotated[bool, typer.Option("--verify", help="Then compare the rows with those that were served.")] = False,
 ) -> None:
     """
-    Make the feature rows of the past: of Parquet files with the records of every stream, or, without any, of the pipeline's log.
+    Make the feature rows of the past: of files with the records of every stream, or, without any, of the pipeline's log.
 
     It is the fold that serves, so the rows are the same bytes. A row depends on everything before it, so files and log are read from
     their start, whichever rows are wanted. Exit 1: --verify found a difference.
     """
     from driftline.clock import SystemClock
     from driftline.operate import backfilling as work
+    from driftline.operate.backfill import wide as by_feature
 
     clock, declared = SystemClock(), _declared(name)
     wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock)
-    order = work.order_of(sort=sort, as_arrived=as_arrived)
-    for line in work.make(declared, from_parquet or [], out, wanted, order, clock, _console(), wide=wide):
+    order, more = work.order_of(sort=sort, as_arrived=as_arrived), [by_feature(declared.layout)] if wide else []
+    for line in work.make(declared, files or [], out, wanted, order, clock, _console(), more):
         typer.echo(line)
     if verify:
         verified = work.verify(declared, out, wanted, _console())
         for line in verified.lines():
             typer.echo(line)
         raise typer.Exit(0 if verified.stands else 1)
+
+
+@app.command()
+def score(
+    name: Name = None,
+    *,
+    out: Out,
+    files: Files = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Name, digest, or the beginning of one; a whole digest needs no server. Else the champion.")
+    ] = "",
+    partition: OfPartition = None,
+    from_offset: FromOffset = None,
+    to_offset: ToOffset = None,
+    from_time: FromTime = "",
+    to_time: ToTime = "",
+    sort: Sort = False,
+    as_arrived: AsArrived = False,
+    wide: Wide = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Then compare the scores with those that this model served.")] = False,
+) -> None:
+    """
+    Score the past in one go: the questions of files with the records of every stream, or, without any, of the pipeline's log.
+
+    Rows are made by the fold that serves and scored by the code that serves, so a score is that of the loop to the last bit. Exit 1:
+    --verify found a difference, or nothing to compare.
+    """
+    from driftline.clock import SystemClock
+    from driftline.operate import backfilling as work
+    from driftline.operate.addresses import models_of
+    from driftline.operate.backfill import wide as by_feature
+    from driftline.operate.models import is_digest, read_history
+    from driftline.settings import read
+
+    clock, declared = SystemClock(), _declared(name)
+    digest = model if is_digest(model) else _ask(name, read_history).model_meant(model)
+    module = importlib.import_module("services.inference.batch")
+    loaded = module.load(read(module.Settings, models_of()), digest)
+    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock)
+    order, features = work.order_of(sort=sort, as_arrived=as_arrived), [by_feature(declared.layout)] if wide else []
+    typer.echo(f"{loaded.manifest.model}  {digest[:12]}  alerts from {loaded.threshold:g}")
+    for line in work.make(declared, files or [], out, wanted, order, clock, _console(), [module.scorer(declared, loaded), *features]):
+        typer.echo(line)
+    if verify:
+        compared = work.compare_scores(declared, out, digest, _console())
+        for line in compared.lines():
+            typer.echo(line)
+        raise typer.Exit(0 if compared.stands else 1)
+
+
+@app.command()
+def export(
+    kind: Annotated[str, typer.Argument(help="predictions, answers, outcomes, examples or rows.")],
+    pipeline: Chosen = None,
+    *,
+    out: Out,
+    partition: Annotated[int | None, typer.Option(help="Only this partition.", show_default=False)] = None,
+    from_offset: Annotated[int, typer.Option(help="From this offset of the topic on.")] = 0,
+    to_offset: Annotated[int | None, typer.Option(help="Up to before this offset.", show_default=False)] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="rows, answers: a column for each feature beside the packed row.")] = False,
+) -> None:
+    """Write what the loop has said to Parquet files: all of a topic up to now, or a range of its offsets, without copies."""
+    from driftline.operate import exporting
+
+    for line in exporting.make(_declared(pipeline), kind, out, (partition, from_offset, to_offset), _console(), wide=wide):
+        typer.echo(line)
 
 
 def _declared(name: str | None) -> Pipeline:

@@ -149,15 +149,27 @@ class Inference:
             Refused(offset, "contract", f"it names deployment {version}, which there is not") for offset, version in named
         ]
 
+    def say(self, rows: Table) -> Served:
+        """What `step` says of each row, without messages. Read are the columns `deployment`, `key`, `layout` and `row`."""
+        return self._said(self._asked(rows))
+
     def _answered(self, rows: Table) -> list[Messages]:
-        asked, served, shadows = self._asked(rows), Served.nothing(len(rows)), list[Messages]()
-        for version in np.unique(rows["deployment"]).tolist():
-            mine = np.flatnonzero(rows["deployment"] == version)
-            deployment = self._deployments[version]
-            self._serve(deployment, asked, mine, served)
+        asked, shadows = self._asked(rows), list[Messages]()
+        served = self._said(asked)
+        for deployment, mine in self._by_deployment(rows):
             shadows += self._shadowed(deployment, asked.take(mine))
-        served.flags |= self._stale(asked)
         return [self._predictions(rows, served), _answers(rows, served), *shadows]
+
+    def _said(self, asked: Asked) -> Served:
+        served = Served.nothing(len(asked.rows))
+        for deployment, mine in self._by_deployment(asked.rows):
+            self._serve(deployment, asked, mine, served)
+        served.flags |= self._stale(asked)
+        return served
+
+    def _by_deployment(self, rows: Table) -> Iterator[tuple[Deployment, Ints]]:
+        for version in np.unique(rows["deployment"]).tolist():
+            yield self._deployments[version], np.flatnonzero(rows["deployment"] == version)
 
     def _asked(self, rows: Table) -> Asked:
         """A row of another layout, or of another length, can be read by nobody."""
@@ -220,12 +232,16 @@ class Inference:
             told.flags = np.where(np.isnan(told.scores), int(Flag.NO_SCORE), int(Flag.NONE)) | self._stale(asked)
             yield _answers(asked.rows, told, index=1 + number)
 
+    def reasons(self, served: Served) -> Varlen:
+        """Why each score is as high as it is, as Avro encodes an array of strings; nothing where there is no alert."""
+        return self._reasons.words(served.reasons)
+
     def _predictions(self, rows: Table, served: Served) -> Messages:
         columns = _copied(rows, "id", "key", "time") | {
             "index": np.zeros(len(rows), np.int64),
             "score": served.scores,
             "decision": DECISIONS.take(served.alerts.astype(np.int64)),
-            "reasons": self._reasons.words(served.reasons),
+            "reasons": self.reasons(served),
             "model": _of_arms(served, "model"),
             "arm": _of_arms(served, "role"),
             "flags": FLAGS.take(served.flags),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 
@@ -122,6 +124,46 @@ def test_a_model_is_trained_again_to_the_same_digest(played: Played):
     done = played.driftline("reproduce", digest)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same" in done.stdout
+
+
+def test_a_models_scores_are_made_again_to_the_last_bit(played: Played, tmp_path: Path):
+    """
+    From the log, by the command that a user has, and compared with what the model said on the journal; and by its own file of rows.
+    """
+    done = played.driftline("score", "flights", "--model", "flights-1", "--out", str(tmp_path / "scores"), "--wide", "--verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    served, differing = (
+        int(number.replace(",", "")) for number in re.findall(r"([\d,]+) scores are equal .*, ([\d,]+) differ;", done.stdout)[0]
+    )
+    assert served > 5_000
+    assert differing == 0
+    scores = pl.read_parquet(tmp_path / "scores")
+    assert scores.height == played.report["asked"]
+    assert scores["decision"].is_in(["pass", "alert"]).all()
+
+
+def test_what_the_loop_said_is_exported(played: Played, tmp_path: Path):
+    """
+    Every event once, whatever was killed: predictions, answers with their features, examples; and a range by its offsets.
+    """
+    for kind, options in (("predictions", []), ("answers", ["--wide"]), ("examples", []), ("rows", [])):
+        done = played.driftline("export", kind, "-p", "flights", "--out", str(tmp_path / kind), *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    predictions, answers, rows = (pl.read_parquet(tmp_path / kind) for kind in ("predictions", "answers", "rows"))
+    assert predictions["id"].n_unique() == predictions.height == played.report["asked"]
+    assert answers.filter(~pl.col("shadow"))["id"].sort().equals(predictions["id"].sort())
+    assert rows["id"].sort().equals(predictions["id"].sort())
+    told = answers.filter(~pl.col("shadow")).join(rows.select("id", other="row"), on="id")
+    assert (told["row"] == told["other"]).all()
+    assert answers.filter(pl.col("shadow"))["minute_of_day"].is_null().all()
+    some = played.driftline(
+        *("export", "rows", "-p", "flights", "--partition", "1", "--from-offset", "10", "--to-offset", "500"),
+        "--out",
+        str(tmp_path / "some"),
+    )
+    assert some.returncode == 0, some.stdout + some.stderr
+    wanted = rows.filter((pl.col("topic_partition") == 1) & pl.col("topic_offset").is_between(10, 499))
+    assert pl.read_parquet(tmp_path / "some").equals(wanted)
 
 
 def test_status_finds_every_service_ready(played: Played):

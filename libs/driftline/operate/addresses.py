@@ -49,8 +49,12 @@ def environment_of(
 ) -> dict[str, str]:
     """The variables that a service's settings are read from, for a command that does a service's work."""
     servers = {"KAFKA": addresses.kafka, "REDIS": addresses.redis, "REGISTRY": addresses.registry, "PIPELINE": pipeline}
-    kept = {name: str(folder / place) for name, place in KEPT.items() if (folder / place).exists()}
-    return {f"DRIFTLINE_{name}": value for name, value in {**kept, **servers}.items()} | dict(environment)
+    return {f"DRIFTLINE_{name}": value for name, value in servers.items()} | models_of(environment, folder)
+
+
+def models_of(environment: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> dict[str, str]:
+    """The environment, and where models and keys are, for a command that needs no server."""
+    return {f"DRIFTLINE_{name}": str(folder / place) for name, place in KEPT.items() if (folder / place).exists()} | dict(environment)
 
 
 def _stack(place: Path) -> dict[str, str]:

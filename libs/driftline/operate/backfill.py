@@ -23,10 +23,11 @@ from driftline.compiled import READ_INTS, njit, types
 from driftline.errors import Invalid
 from driftline.features import tiles
 from driftline.features.events import Reader
-from driftline.features.row import Matrix
+from driftline.features.row import Matrix, RowLayout
 from driftline.features.texts import mix
 from driftline.features.upstream import Contract, names_of
 from driftline.features.views import Views
+from driftline.operate.csv_files import as_parquet
 from driftline.operate.history import FOREVER, Order, Refusals, Stretch, merged, sources_of
 from driftline.operate.parquet import Folder, ParquetFiles, instants, packed
 from driftline.pipeline import Pipeline, Stream
@@ -112,11 +113,19 @@ class Rows:
         )
 
 
-class RowWriter:
-    """Puts wanted rows into the folder, and counts them in."""
+Columns = Callable[[Rows], Sequence[pl.Series]]
 
-    def __init__(self, folder: Folder, pipeline: Pipeline, span: Span, found: Backfilled, *, wide: bool) -> None:
-        self._folder, self._layout, self._span, self._found, self._wide = folder, pipeline.layout, span, found, wide
+
+def wide(layout: RowLayout) -> Columns:
+    """A column for each feature."""
+    return lambda rows: [pl.Series(name, rows.numbers[:, at], pl.Float32) for at, name in enumerate(layout.names)]
+
+
+class RowWriter:
+    """Puts wanted rows into the folder, each followed by what `more` says of it, and counts them in."""
+
+    def __init__(self, folder: Folder, pipeline: Pipeline, span: Span, found: Backfilled, more: Sequence[Columns] = ()) -> None:
+        self._folder, self._layout, self._span, self._found, self._more = folder, pipeline.layout, span, found, more
 
     def add(self, rows: Rows) -> None:
         """Some more."""
@@ -136,8 +145,7 @@ class RowWriter:
             pl.repeat(self._layout.version, n, dtype=pl.String, eager=True).alias("layout"),
             packed(numbers),
         ]
-        if self._wide:
-            columns += [pl.Series(name, numbers[:, at]) for at, name in enumerate(self._layout.names)]
+        columns += [column for columns_of in self._more for column in columns_of(rows)]
         self._folder.add(pl.DataFrame(columns))
 
 
@@ -174,10 +182,10 @@ def places_of(pipeline: Pipeline, words: Sequence[str]) -> dict[Stream, list[str
             places[pipeline.streams[0]].append(word)
         else:
             topics = ", ".join(stream.topic for stream in pipeline.streams)
-            raise Invalid(f"--from-parquet {word}: whose records are these? Write STREAM=PATH; the streams are {topics}")
+            raise Invalid(f"--file {word}: whose records are these? Write STREAM=PATH; the streams are {topics}")
     for stream in pipeline.streams:
         if stream not in places:
-            raise Invalid(f"{stream.topic} has no files, and every row depends on its records: add --from-parquet {stream.topic}=PATH")
+            raise Invalid(f"{stream.topic} has no files, and every row depends on its records: add --file {stream.topic}=PATH")
     return places
 
 
@@ -189,8 +197,7 @@ def backfill_files(
     order: Order,
     pii_key: bytes,
     told: Callable[[int, int], None],
-    *,
-    wide: bool = False,
+    more: Sequence[Columns] = (),
 ) -> Backfilled:
     """
     Fold all records of all files. `told` hears how many events are behind, and of how many.
@@ -199,14 +206,18 @@ def backfill_files(
     """
     refusals, found = Refusals(), Backfilled()
     with tempfile.TemporaryDirectory(dir=folder.partial, prefix="sorted-") as runs:
-        files = [(stream, number, ParquetFiles(path, stream)) for stream, paths in places.items() for number, path in enumerate(paths)]
+        files = [
+            (stream, number, ParquetFiles(as_parquet(path, stream, Path(runs, f"csv-{stream.number}-{number}")), stream, path))
+            for stream, paths in places.items()
+            for number, path in enumerate(paths)
+        ]
         total = sum(one.rows for _, _, one in files)
         sources = [
             source
             for stream, number, one in files
             for source in sources_of(stream, number, one, Contract(stream, pii_key, names_of(pipeline)), order, refusals, Path(runs))
         ]
-        fold, writer = _Fold(pipeline, found), RowWriter(folder, pipeline, span, found, wide=wide)
+        fold, writer = _Fold(pipeline, found), RowWriter(folder, pipeline, span, found, more)
         for stretch in merged(sources, pipeline.question):
             writer.add(fold.take(stretch))
             found.events += stretch.read

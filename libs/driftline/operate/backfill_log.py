@@ -14,7 +14,7 @@ from driftline.contracts.registry import Registry
 from driftline.errors import Invalid, Recoverable
 from driftline.features.texts import hashes
 from driftline.operate.addresses import Addresses
-from driftline.operate.backfill import Backfilled, Rows, RowWriter, Span
+from driftline.operate.backfill import Backfilled, Columns, Rows, RowWriter, Span
 from driftline.operate.fold import RECORDS_MAX, Fold, Subject
 from driftline.operate.history import FOREVER
 from driftline.operate.parquet import Folder
@@ -33,8 +33,7 @@ async def backfill_log(
     span: Span,
     folder: Folder,
     told: Callable[[int, int], None],
-    *,
-    wide: bool = False,
+    more: Sequence[Columns] = (),
 ) -> Backfilled:
     """
     All partitions of the log, or one; one after the other. `told` hears how many records are behind, and of how many.
@@ -50,7 +49,7 @@ async def backfill_log(
         raise Invalid(f"offsets are of one partition, and {wiring.reads.name} has {count}: say which with --partition")
     left_out, registry = await given_up(addresses, pipeline), Registry(addresses.registry)
     found = Backfilled()
-    writer = RowWriter(folder, pipeline, span, found, wide=wide)
+    writer = RowWriter(folder, pipeline, span, found, more)
     subjects = [
         Subject(wiring, pipeline, number, cluster, span.to_offset, left_out["feature", number])
         for number in (range(count) if partition is None else [partition])

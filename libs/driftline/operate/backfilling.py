@@ -14,12 +14,13 @@ from rich.console import Console
 from driftline.clock import Clock
 from driftline.errors import Invalid
 from driftline.operate.addresses import find_addresses
-from driftline.operate.backfill import Span, backfill_files, places_of
+from driftline.operate.backfill import Columns, Span, backfill_files, places_of
 from driftline.operate.backfill_log import backfill_log
 from driftline.operate.dead_letters import since_ms
 from driftline.operate.history import FOREVER, Order
 from driftline.operate.parquet import Folder
 from driftline.operate.progress import followed
+from driftline.operate.scored import Compared, compare
 from driftline.operate.served import Verified
 from driftline.operate.served import verify as verify_rows
 from driftline.pipeline import Pipeline
@@ -58,20 +59,30 @@ def order_of(*, sort: bool, as_arrived: bool) -> Order:
 
 
 def make(
-    pipeline: Pipeline, sources: Sequence[str], out: Path, wanted: Wanted, order: Order, clock: Clock, console: Console, *, wide: bool
+    pipeline: Pipeline,
+    sources: Sequence[str],
+    out: Path,
+    wanted: Wanted,
+    order: Order,
+    clock: Clock,
+    console: Console,
+    more: Sequence[Columns] = (),
 ) -> list[str]:
-    """Fold files, or the log where there are none. What there is to say about it; after a DriftlineError of any kind `out` is not there."""
+    """
+    Fold files, or the log where there are none, with more columns beside the rows. What there is to say about it; after a DriftlineError
+    of any kind `out` is not there.
+    """
     if sources and wanted.of_a_log:
-        raise Invalid("--partition, --from-offset and --to-offset are of the log: with --from-parquet choose rows with --from and --to")
+        raise Invalid("--partition, --from-offset and --to-offset are of the log: with files choose rows with --from and --to")
     if order is not Order.REFUSE and not sources:
-        raise Invalid("--sort and --as-arrived are about files, and the log is in order: leave them out, or name files with --from-parquet")
+        raise Invalid("--sort and --as-arrived are about files, and the log is in order: leave them out, or name files")
     with Folder(out) as folder, followed("folding", console) as told:
         began_s = clock.monotonic_s()
         if sources:
             key = secret("pii_key").encode()
-            found = backfill_files(pipeline, places_of(pipeline, sources), folder, wanted.span, order, key, told, wide=wide)
+            found = backfill_files(pipeline, places_of(pipeline, sources), folder, wanted.span, order, key, told, more)
         else:
-            found = asyncio.run(backfill_log(find_addresses(), pipeline, wanted.partition, wanted.span, folder, told, wide=wide))
+            found = asyncio.run(backfill_log(find_addresses(), pipeline, wanted.partition, wanted.span, folder, told, more))
         folder.finish()
         seconds = clock.monotonic_s() - began_s
     return [*found.lines(pipeline.name, seconds), f'to read them: pl.scan_parquet("{out}")']
@@ -81,3 +92,9 @@ def verify(pipeline: Pipeline, out: Path, wanted: Wanted, console: Console) -> V
     """Compare what was made with what was served."""
     with followed("comparing", console) as told:
         return asyncio.run(verify_rows(find_addresses(), pipeline, out, wanted.partition, wanted.span, told))
+
+
+def compare_scores(pipeline: Pipeline, out: Path, digest: str, console: Console) -> Compared:
+    """Compare scores that were made with those that the model served."""
+    with followed("comparing", console) as told:
+        return asyncio.run(compare(find_addresses(), pipeline, out, digest, told))

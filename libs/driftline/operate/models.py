@@ -21,6 +21,7 @@ from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch
 
 DIGEST_SHOWN = 12
+DIGEST_CHARACTERS = 64
 
 
 @dataclass
@@ -49,6 +50,20 @@ class History:
         if len(found) != 1:
             raise Invalid(f"{'no release' if not found else f'{len(found)} releases'} named {name}; see: driftline models list")
         return next(iter(found.values()))
+
+    def model_meant(self, name: str) -> str:
+        """The digest of the release `name`, or of the champion where nobody is named. Raises Invalid when there is none."""
+        if name:
+            return self.release(name).digest
+        champion = next((arm.digest for arm in self.now.arms if arm.role == "champion"), "")
+        if not champion:
+            raise Invalid("there is no champion yet: name a model with --model; see: driftline models list")
+        return champion
+
+
+def is_digest(name: str) -> bool:
+    """Whether it is a whole digest, which needs no history to be understood."""
+    return len(name) == DIGEST_CHARACTERS and not set(name) - set("0123456789abcdef")
 
 
 async def read_history(addresses: Addresses, pipeline: Pipeline) -> History:

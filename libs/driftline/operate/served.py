@@ -72,16 +72,16 @@ async def verify(
     count = (await describe(addresses.kafka, [topic.name])).partitions[topic.name]
     for number in range(count):
         if partition in (None, number):
-            async for served in _served(addresses, pipeline, topic, number, told):
+            async for served in messages_of(addresses, pipeline, topic, "row", number, told):
                 backfilled.compare(served, f"{topic.name}[{number}]", found)
     found.only_backfilled = backfilled.unseen
     return found
 
 
-async def _served(
-    addresses: Addresses, pipeline: Pipeline, topic: Topic, partition: int, told: Callable[[int, int], None]
+async def messages_of(
+    addresses: Addresses, pipeline: Pipeline, topic: Topic, message: str, partition: int, told: Callable[[int, int], None]
 ) -> AsyncIterator[Table]:
-    """The rows of one partition of the topic, first copies only."""
+    """The messages of one kind on one partition of a topic, first copies only, up to where it ends now."""
     source, decoder = Source(addresses.kafka, topic.name, partition), Decoder(topic, Registry(addresses.registry), pipeline)
     await source.start()
     try:
@@ -96,8 +96,8 @@ async def _served(
             position = polled.last + 1
             batch, seen = drop_seen(decoder.decode(partition, polled)[0], seen)
             told(min(position, end) - start, end - start)
-            if (rows := batch["row"]) is not None:
-                yield rows
+            if (table := batch[message]) is not None:
+                yield table
     finally:
         await source.stop()
 
@@ -113,7 +113,7 @@ class _Backfilled:
         for at in range(0, n, ROWS_AT_ONCE):
             frame = self._rows.select("id", pl.col("visible").cast(pl.Int64)).slice(at, ROWS_AT_ONCE).collect()
             visible = frame["visible"].to_numpy()
-            names[at : at + len(visible)] = _names(varlen(frame["id"]), visible)
+            names[at : at + len(visible)] = names_of(varlen(frame["id"]), visible)
             self._earliest, self._latest = min(self._earliest, int(visible.min())), max(self._latest, int(visible.max()))
         self._places = np.argsort(names, kind="stable")
         self._names = names[self._places]
@@ -131,7 +131,7 @@ class _Backfilled:
         spanned = self._span.holds(served["event_offset"], visible) & (visible >= self._earliest) & (visible <= self._latest)
         found.of_another_layout += int((spanned & ~same_layout).sum())
         served = served.take(spanned & same_layout)
-        places = self._find(_names(served["id"], np.asarray(served["visible"], np.int64)))
+        places = self._find(names_of(served["id"], np.asarray(served["visible"], np.int64)))
         found.only_served += int((places < 0).sum())
         known = np.flatnonzero(places >= 0)
         self._seen[places[known]] = True
@@ -173,7 +173,7 @@ class _Backfilled:
         return f"{event}: {', '.join(unequal)}"
 
 
-def _names(ids: Varlen, visible: Ints) -> Ints:
+def names_of(ids: Varlen, visible: Ints) -> Ints:
     """A number for each row that hardly any other has."""
     contiguous = Varlen(ids.data, np.ascontiguousarray(ids.starts), np.ascontiguousarray(ids.ends))
     return hashes(contiguous) ^ codes(visible.astype(np.float64))

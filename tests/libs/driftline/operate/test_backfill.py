@@ -282,7 +282,7 @@ def files_of(folder: Path, frames: Frames) -> list[str]:
     for number, ((topic, partition), frame) in enumerate(frames.items()):
         file = folder / f"{topic}-{partition}.parquet"
         frame.write_parquet(file, row_group_size=100 * (number + 1))
-        options += ["--from-parquet", f"{topic}={file}"]
+        options += ["--file", f"{topic}={file}"]
     return options
 
 
@@ -372,7 +372,7 @@ def test_a_difference_is_told_with_its_event_and_its_feature(served: Served, tmp
         frame = pl.read_parquet(file)
         other = tmp_path / Path(file).name
         (frame if topic == question.topic else frame.tail(-frame.height // 2)).write_parquet(other)
-        less += ["--from-parquet", f"{topic}={other}"]
+        less += ["--file", f"{topic}={other}"]
         assert partition in ("0", "1")
     done = served.command("--out", str(tmp_path / "rows"), "--verify", "--as-arrived", *less)
     assert done.exit_code == 1, done.output
