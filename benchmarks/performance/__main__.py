@@ -23,7 +23,7 @@ from rich.console import Console
 
 from driftline.errors import DriftlineError
 
-from . import backfill, growth, idle, latency, ledger, loop, parts, profiles, reads, starts
+from . import backfill, growth, idle, latency, ledger, loop, over_http, parts, profiles, reads, starts
 from .hops import PEERS_ALL, Differs, Peer, benched, driftline_round, measure_peer
 from .meter import Cost, TooSlow
 from .page import write_page
@@ -120,7 +120,8 @@ def sections(asked: argparse.Namespace, say: Console) -> dict[str, Callable[[], 
         "idle": lambda: asyncio.run(idle.measure()),
         "starts": lambda: asyncio.run(starts.measure()),
     }
-    if asked.peers_python:  # the profiler comes with the peers
+    if asked.peers_python:  # which bring BentoML and the profiler
+        known["http"] = lambda: asyncio.run(over_http.measure(asked.peers_python))
         known["profiles"] = lambda: asyncio.run(profiles.measure(str(Path(asked.peers_python).with_name("py-spy"))))
     return known
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GOALS = {"intake": 3.5, "feature": 7.5, "inference": 5.0}
-HOP_OF = {"feature": "feature", "inference": "score"}
-FIVE = ("intake", "feature", "inference", "labeler", "drift")
-SERVERS = ("broker", "store")
+from .goals import GOALS, HOP_OF, JUDGES, NEXT, SERVERS, Found, median, systems, us_of
+
 LINE = 140
 HEAD = """# Performance
 
@@ -23,18 +20,6 @@ left out for everybody alike, and no time counts before all outputs were compare
 and store are other processes, and are told apart. Every raw figure is in
 [benchmarks/results/performance.json](../benchmarks/results/performance.json).
 """
-Found = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Told:
-    """One goal: what was found, in words, and whether that meets it."""
-
-    number: str
-    measure: str
-    goal: str
-    figure: str
-    met: bool
 
 
 def write_page(found: Found, to: Path) -> None:
@@ -65,108 +50,11 @@ def _by_run(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     return runs
 
 
-# ---- the goals ------------------------------------------------------------------------------------------------------------
-
-
 def _goals(found: Found) -> Iterable[str]:
     told = [one for judge in JUDGES for one in judge(found)]
     rows = ([one.number, one.measure, one.goal, one.figure, "yes" if one.met else "no"] for one in told)
     yield from _table(("", "measure", "goal", "found", "met"), rows)
 
-
-def _hop_goals(found: Found) -> Iterator[Told]:
-    ours = {service: _median(found, "driftline", service, _us("client")) for service in GOALS}
-    for service, goal in GOALS.items():
-        if (us := ours[service]) is not None:
-            yield Told("P1", f"{service}, µs an event", f"at most {goal}", f"{us:.1f}", us <= goal)
-    for service, hop in HOP_OF.items():
-        for peer, goal in (("Faust", 35.0), ("Quix Streams", 3.0), ("Bytewax", 2.3)):
-            mine, theirs = ours[service], [_median(found, name, hop, _us("client")) for name in _systems(found) if name.startswith(peer)]
-            least = min((us for us in theirs if us is not None), default=None)
-            if mine and least:
-                yield Told("P1", f"{hop} hop below {peer}", f"{goal:g} times", f"{least / mine:.1f} times", least >= goal * mine)
-
-
-def _loop_goals(found: Found) -> Iterator[Told]:
-    if loops := found.get("loops"):
-        us = sum(statistics.median(one["us"][name] for one in loops) for name in FIVE)
-        rate = statistics.median(one["rate"] for one in loops)
-        yield Told("P2", "flights whole, five services, µs an upstream message", "at most 20", f"{us:.1f}", us <= 20)
-        yield Told("P2", "upstream messages a second", "at least 15,000", f"{rate:,.0f}", rate >= 15_000)
-
-
-def _latency_goals(found: Found) -> Iterator[Told]:
-    runs = [one for one in found.get("latency", {}).get("runs", ()) if one["half_load"]]
-    for which in ("p50_ms", "p99_ms") if runs else ():
-        ours, echo = (statistics.median(one[which] for one in runs if (one["chain"] == "driftline") == mine) for mine in (True, False))
-        words = f"{ours / echo:.1f} times ({ours:.1f} and {echo:.1f} ms)"
-        yield Told("P3", f"event to prediction at half load, {which[:3]}", "1.5 times a raw echo", words, ours <= 1.5 * echo)
-
-
-def _ledger_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("ledger"):
-        yield Told("P4", "effectively once against no ledger", "at most 1.15 times", f"{one['ratio']:.2f} times", one["ratio"] <= 1.15)
-
-
-def _read_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("reads"):
-        for size, ways in one["reads_us"].items():
-            ratio = ways["features"]["p50"] / ways["MGET"]["p50"]
-            words = f"{ratio:.2f} times ({ways['features']['p50']:.0f} and {ways['MGET']['p50']:.0f} µs)"
-            yield Told("P5", f"online read of {size}, against MGET", "at most 1.3 times", words, ratio <= 1.3)
-        yield Told("P5", "bytes a feature, key included", "at most 8", f"{one['bytes_a_feature']:.1f}", one["bytes_a_feature"] <= 8)
-
-
-def _growth_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("growth"):
-        usual = [each for each in one["entities"] if each["entities_max"] == one["entities"][0]["entities_max"]]
-        costs = [each["us"] for each in usual]
-        first, last = usual[0]["cards"], usual[-1]["cards"]
-        words = f"{max(costs) / costs[0]:.1f} times"
-        yield Told("P6", f"fold of {first:,} to {last:,} entities", "within 1.5 times", words, max(costs) <= 1.5 * costs[0])
-        if len(one["workers"]) == 2:
-            alone, both = one["workers"]
-            rate, cpu = both["rate"] / alone["rate"], both["us"]["client"] / alone["us"]["client"]
-            words = f"{rate:.2f} times the rate, {cpu:.2f} times the CPU"
-            yield Told("P6", "two worker processes for one", "1.8 times the rate, or CPU within 1.1", words, rate >= 1.8 or cpu <= 1.1)
-
-
-def _backfill_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("backfill"):
-        rate = one["rate"]
-        yield Told("P7", "backfill over Parquet, events a second, one core", "at least 1,000,000", f"{rate:,.0f}", rate >= 1_000_000)
-
-
-def _idle_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("idle"):
-        for state, before in IDLE_BEFORE.items():
-            now = one["services"][state]
-            words = f"{now:.0f} ms (from {before:.0f})"
-            what = "all services idle" if state == "idle" else f"all services at {one['rate']} questions a second"
-            yield Told("P8", f"{what}, CPU a second", "halved", words, now <= before / 2)
-
-
-def _start_goals(found: Found) -> Iterator[Told]:
-    if one := found.get("starts"):
-        for service in ("feature", "inference"):
-            ready = one["medians"][service]["ready_s"]
-            yield Told("P9", f"{service} ready, s", "at most 1.5", f"{ready:.2f}", ready <= 1.5)
-
-
-# What the same benchmark found before anything was done about it, at commit e6f26d3: milliseconds of processor time a second.
-IDLE_BEFORE = {"idle": 58.6, "asked": 519.5}
-
-JUDGES = (
-    _hop_goals,
-    _loop_goals,
-    _latency_goals,
-    _ledger_goals,
-    _read_goals,
-    _growth_goals,
-    _backfill_goals,
-    _idle_goals,
-    _start_goals,
-)
 
 # ---- what was measured ----------------------------------------------------------------------------------------------------
 
@@ -204,17 +92,24 @@ def _hops(found: Found) -> Iterable[str]:
         "what the peers' feature hop decodes and checks."
     )
     yield from _section("Beside the peers", words, "![client CPU of each system at each hop](performance/hops.svg)")
-    systems = sorted(_systems(found), key=lambda name: name != "driftline")
+    everybody = sorted(systems(found), key=lambda name: name != "driftline")
     yield from _table(
         ("", "echo hop", "feature hop", "score hop"),
-        ([system, *(_cell(found, system, hop) for hop in ("echo", "feature", "score"))] for system in systems),
+        ([system, *(_cell(found, system, hop) for hop in ("echo", "feature", "score"))] for system in everybody),
     )
+
+
+def _cell(found: Found, system: str, hop: str) -> str:
+    if system == "driftline":
+        hop = next((service for service, one in HOP_OF.items() if one == hop), hop)
+    figure = median(found, system, hop, us_of("client"))
+    return "" if figure is None else f"{figure:.1f}"
 
 
 def _services(found: Found) -> Iterator[Sequence[str]]:
     for service, goal in GOALS.items():
-        client, *servers = [_median(found, "driftline", service, _us(party)) for party in ("client", *SERVERS)]
-        rate = _median(found, "driftline", service, lambda one: float(one["rate"]))
+        client, *servers = [median(found, "driftline", service, us_of(party)) for party in ("client", *SERVERS)]
+        rate = median(found, "driftline", service, lambda one: float(one["rate"]))
         if client is not None and rate is not None:
             yield service, f"{client:.1f}", str(goal), *("" if us is None else f"{us:.1f}" for us in servers), f"{rate:,.0f}"
 
@@ -354,6 +249,24 @@ def _starts(found: Found) -> Iterable[str]:
     yield from _table(("service", "ready, s", "processor time until then, s", *one["memory_mib"]), rows)
 
 
+def _http(found: Found) -> Iterable[str]:
+    one = found["http"]
+    words = (
+        "The gateway in front of the payments pipeline; the floor, the same topics without HTTP, published and awaited by the process that "
+        "asks; and BentoML, which serves the same graph and is handed the features: no topics, no windows, nothing kept. "
+        "Each connection asks again as soon as it is answered; CPU is that of all services behind the door, µs a request."
+    )
+    yield from _section("Over HTTP", words)
+    rows = []
+    for connections in dict.fromkeys(run["connections"] for run in one["runs"]):
+        for way in dict.fromkeys(run["way"] for run in one["runs"]):
+            mine = [run for run in one["runs"] if (run["way"], run["connections"]) == (way, connections)]
+            rate, p50, p99 = (statistics.median(run[name] for run in mine) for name in ("rate", "p50_ms", "p99_ms"))
+            cpu = statistics.median(sum(run["cpu_us"].values()) for run in mine)
+            rows.append([str(connections), way, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{cpu:,.0f}"])
+    yield from _table(("connections", "", "requests a second", "p50, ms", "p99, ms", "CPU, µs a request"), rows)
+
+
 def _profiles(found: Found) -> Iterable[str]:
     one = found["profiles"]
     low, half = one["loads"]
@@ -389,37 +302,6 @@ def _next(found: Found) -> Iterable[str]:
             yield from textwrap.wrap(f"- **{number}**: {NEXT.get(number, 'not looked into yet.')}", LINE, subsequent_indent="  ")
 
 
-NEXT = {
-    "P1": (
-        "half of the score hop is the model itself (ONNX), and Faust is measured at its best, with `take`. What is left is to send less: "
-        "predictions and answers carry the same ids and keys."
-    ),
-    "P2": (
-        "the feature service makes two messages of each flight event, one of them for the journal, and labeler and drift decode what it "
-        "encoded. Next: decode only the columns that a reader declares."
-    ),
-    "P3": (
-        "three hops, of which each waits for its acks and its commit before it polls again, so that at half load a record waits for the "
-        "batch in hand and for its own. Next: poll and decode the next batch while acks of the last one are "
-        "awaited; the order of commits stays."
-    ),
-    "P5": (
-        "both ask the store once; beside that rows are unpacked and tiles are summed up in the reader, with numpy's "
-        "fixed costs for a handful of rows. Next: one compiled call from bytes to features."
-    ),
-    "P6": (
-        "with more cards than a worker keeps, each event loads a row and drops another (loads an event, above), and at any number the "
-        "processor's caches are missed more often. Next: ids beside the windows in one row, so that an event loads one row, not two."
-    ),
-    "P8": (
-        "at 200 a second each record is a batch of its own, and a batch costs its requests: fetch, rows, send, commit, each a system call "
-        "that wakes another process. A rest of 5 ms at intake was measured and refused: it takes a fifth of the cost, and "
-        "adds 3 ms to 8. Next: "
-        "fewer wake-ups a batch (fetch and commit in one turn)."
-    ),
-    "P9": "a third of the start is numba, needed only to load what was compiled before. Next: load the object code without it.",
-}
-
 SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {
     "hops": _hops,
     "parts": _parts,
@@ -431,28 +313,6 @@ SECTIONS: dict[str, Callable[[Found], Iterable[str]]] = {
     "backfill": _backfill,
     "idle": _idle,
     "starts": _starts,
+    "http": _http,
     "profiles": _profiles,
 }
-
-# ---- figures --------------------------------------------------------------------------------------------------------------
-
-
-def _systems(found: Found) -> list[str]:
-    return list(dict.fromkeys(one["system"] for one in found.get("hops", ())))
-
-
-def _median(found: Found, system: str, hop: str, of: Callable[[Mapping[str, Any]], float]) -> float | None:
-    hops = [one["hops"][hop] for one in found.get("hops", ()) if one["system"] == system and hop in one["hops"]]
-    figures = [of(one) for one in hops if "failed" not in one]
-    return statistics.median(figures) if figures else None
-
-
-def _us(party: str) -> Callable[[Mapping[str, Any]], float]:
-    return lambda one: float(one["us"][party])
-
-
-def _cell(found: Found, system: str, hop: str) -> str:
-    if system == "driftline":
-        hop = next((service for service, one in HOP_OF.items() if one == hop), hop)
-    figure = _median(found, system, hop, _us("client"))
-    return "" if figure is None else f"{figure:.1f}"

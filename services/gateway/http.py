@@ -94,6 +94,22 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _listening(host: str, port: int) -> socket.socket:
+    """
+    A socket that says that it is TCP, as `socket.create_server`'s does not: only of such a one does asyncio take Nagle's algorithm away,
+    and with it an answer's body, which is written after its head, waits 40 ms for the client's delayed acknowledgement.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise Fatal(f"cannot listen at {host}:{port} ({error.strerror}): set DRIFTLINE_HTTP_HOST and DRIFTLINE_HTTP_PORT") from error
+    return listening
+
+
 class HttpServer:
     """Listens; ends when the requests in hand are answered."""
 
@@ -128,11 +144,7 @@ class HttpServer:
     async def run(self) -> None:
         """Until told to end. Raises Fatal when the port cannot be had."""
         host, port = self._place
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise Fatal(f"cannot listen at {host}:{port} ({error.strerror}): set DRIFTLINE_HTTP_HOST and DRIFTLINE_HTTP_PORT") from error
+        listening = _listening(host, port)
         bound = listening.getsockname()[1]
         url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
         self._tell(url)

@@ -180,7 +180,11 @@ def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
     """
     Every section of the page; of what is missed, what would be next.
     """
-    write_page({**figures(), "profiles": profiled()}, tmp_path / "page.md")
+    runs = [
+        {"way": "gateway", "connections": 8, "rate": rate, "p50_ms": 2.0, "p99_ms": 3.0, "cpu_us": {"a": 4.0, "b": 5.0}}
+        for rate in (90, 110)
+    ]
+    write_page({**figures(), "http": {"runs": runs}, "profiles": profiled()}, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     met = {line.split(" | ")[1]: line.endswith(" yes |") for line in page.splitlines() if line.startswith("| P")}
     assert met == {
@@ -198,6 +202,7 @@ def test_the_page_says_of_each_goal_whether_it_is_met(tmp_path: Path):
         "feature ready, s": True,
         "inference ready, s": False,
     }
+    assert "| 8 | gateway | 100 | 2.0 | 3.0 | 9 |" in page
     assert "| 200 | feature | 9.0 | 1.2 | 60 % | 40 % | 0 % |" in page
     assert [line.split("**")[1] for line in page.splitlines() if line.startswith("- **")] == ["P3", "P5", "P8", "P9"]
     assert "Not measured yet at these commits: hops, loops (" in page
