@@ -30,8 +30,8 @@ from .latency import Driver, start_pipeline
 from .payments import MODEL_ROWS
 
 LOW = 200  # a second
-SECONDS = 12.0
-SAMPLES_A_SECOND = 250
+SECONDS = 10.0
+SAMPLES_A_SECOND = 100
 WARM_S = 3.0
 BACKLOG = 200_000
 IMPORTS_LEAST_MS = 20.0
