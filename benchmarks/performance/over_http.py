@@ -1,7 +1,7 @@
 """
 Scoring over HTTP at 1, 8 and 64 connections: the gateway in front of the payments pipeline, beside the floor (the same topics without
-HTTP: published and awaited by this process) and beside BentoML, which serves the same graph and is handed the features; in turn, A B C,
-C B A.
+HTTP: published and awaited by this process) and beside BentoML, which serves the same graph and is handed the features; in turn,
+forwards, then backwards.
 
     python -m benchmarks.performance.over_http --peers-python .venv-peers/bin/python --seconds 6
 
@@ -43,7 +43,7 @@ SECONDS = 6.0
 WARM_S = 2.0
 READY_WITHIN_S = 60.0
 WAIT_S = 20
-BENTO_PORT = 3_117
+BENTOS = {"Scores": ("BentoML", 3_117), "Batched": ("BentoML, batched", 3_118)}  # by class of its service
 
 Ask = Callable[[int], Awaitable[None]]  # one question, by its number; returns when it is answered
 Door = Callable[[], contextlib.AbstractAsyncContextManager[Ask]]  # one connection
@@ -131,17 +131,18 @@ async def start_gateway(bench: Bench, chain: Chain) -> Way:
     return Way("driftline, gateway", door, {"gateway": child, **chain.children})
 
 
-async def start_bento(bench: Bench, peers_python: str) -> Way:
+async def start_bento(bench: Bench, peers_python: str, service: str) -> Way:
     """With the features handed to it: no store, no topics, nothing kept."""
+    name, port = BENTOS[service]
     graph = bench.stack.folder / "http.onnx"
     graph.write_bytes(bench.graph)
-    command = [str(Path(peers_python).with_name("bentoml")), "serve", f"{PEERS / 'bentoml_service.py'}:Scores"]
+    command = [str(Path(peers_python).with_name("bentoml")), "serve", f"{PEERS / 'bentoml_service.py'}:{service}"]
     environment = {"WORK_MODEL": str(graph), "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": str(bench.stack.folder / "bento")}
-    child = bench.stack.spawn("bentoml", [*command, "--host", "127.0.0.1", "--port", str(BENTO_PORT)], environment)
-    await ready(lambda: f"http://127.0.0.1:{BENTO_PORT}/readyz", "BentoML")
+    child = bench.stack.spawn(service, [*command, "--host", "127.0.0.1", "--port", str(port)], environment)
+    await ready(lambda: f"http://127.0.0.1:{port}/readyz", name)
     rows = {"rows": [[3.0, 40.0, 12.25]]}
-    door = over_http("127.0.0.1", BENTO_PORT, "/score", lambda _: rows, lambda _, told: len(told) == 1 and 0 <= told[0] <= 1)
-    return Way("BentoML, features handed over", door, {"bentoml": child})
+    door = over_http("127.0.0.1", port, "/score", lambda _: rows, lambda _, told: len(told) == 1 and 0 <= told[0] <= 1)
+    return Way(name, door, {service: child})
 
 
 async def ready(address: Callable[[], str], what: str) -> None:
@@ -209,7 +210,7 @@ async def measure(peers_python: str, connections: Sequence[int] = CONNECTIONS, s
     async with benched(MODEL_ROWS, sys.executable) as bench:
         chain, schema_id = await start_pipeline(bench)
         floor = Floor(bench, chain, schema_id)
-        ways = [await start_gateway(bench, chain), floor.way, await start_bento(bench, peers_python)]
+        ways = [await start_gateway(bench, chain), floor.way, *[await start_bento(bench, peers_python, service) for service in BENTOS]]
         reading, first, runs = await floor.start(), 0, []
         try:
             for turn in [None, *connections]:
