@@ -494,6 +494,23 @@ def export(
         typer.echo(line)
 
 
+@app.command()
+def mirror(
+    name: Name = None,
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="Of MLflow's tracking server, as in http://127.0.0.1:5000.")],
+) -> None:
+    """Show the releases of a pipeline in MLflow: runs, model versions, aliases. What is there stays; call it as often as you like."""
+    from driftline.operate.addresses import models_of
+    from driftline.operate.mlflow_mirror import bundles_of
+    from driftline.operate.mlflow_mirror import mirror as mirrored
+    from driftline.operate.models import read_history
+
+    declared = _declared(name)
+    found = mirrored(declared, _ask(name, read_history), bundles_of(models_of()), to)
+    typer.echo(found.line(declared.name, to))
+
+
 def _declared(name: str | None) -> Pipeline:
     from driftline.operate.addresses import one_pipeline
     from driftline.pipeline import load_pipeline
