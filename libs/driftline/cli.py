@@ -107,6 +107,7 @@ def run(
     A keeper imports and forks the worker, and forks again when it is killed; SIGTERM drains both.
     """
     gc.disable()  # what is imported stays; to walk over it meanwhile takes a sixteenth of the start
+    from driftline import access
     from driftline.clock import SystemClock
     from driftline.contracts.avro import warm
     from driftline.logs import set_up
@@ -116,6 +117,7 @@ def run(
 
     if service not in SERVICES:
         raise Invalid(f"there is no service {service}; there are {', '.join(SERVICES)}")
+    access.check()
     set_up(log_level, service=service, pipeline=pipeline)
     module = importlib.import_module(f"services.{service}.app")
     process = module.build(read(module.Settings, {**os.environ, "DRIFTLINE_PIPELINE": pipeline}), SystemClock())
@@ -520,8 +522,10 @@ def _declared(name: str | None) -> Pipeline:
 
 def _ask(name: str | None, question: Callable[[Addresses, Pipeline], Coroutine[Any, Any, Result]]) -> Result:
     """Put a question to the servers about one pipeline."""
+    from driftline import access
     from driftline.operate.addresses import find_addresses
 
+    access.check()
     return asyncio.run(question(find_addresses(), _declared(name)))
 
 

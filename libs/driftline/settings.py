@@ -17,7 +17,8 @@ from driftline.errors import Fatal
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 PREFIX = "DRIFTLINE_"
-SECRETS = ("pii_key",)  # may be given as DRIFTLINE_<NAME>_FILE, which names a file that holds it
+# May be given as DRIFTLINE_<NAME>_FILE, which names a file that holds it.
+SECRETS = ("pii_key", "kafka_password", "redis_password", "registry_password")
 SECRET_BYTES_MAX = 1 << 20
 
 

@@ -37,7 +37,7 @@ from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 
 from .core import Decision, decide, unmoved
-from .fixes import AckedTable, RewoundConsumer
+from .fixes import AckedTable, RewoundConsumer, credentials
 from .machine import Stage, State
 
 CONTROL_PARTITION = 0
@@ -171,6 +171,7 @@ class ControlPlane:
         app = faust.App(
             f"{self._pipeline.name}-rollout",
             broker=f"kafka://{self._settings.kafka}",
+            broker_credentials=credentials(),
             store="memory://",
             datadir=folder,
             Table=AckedTable,

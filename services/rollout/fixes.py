@@ -1,5 +1,5 @@
 """
-Two parts of Faust with what the rollout needs of them and they do not do by themselves. Both go when Faust does.
+What the rollout needs of Faust and Faust does not do by itself. All of it goes when Faust does.
 """
 
 from __future__ import annotations
@@ -8,8 +8,19 @@ import logging
 from typing import Any
 
 import faust
+from faust.auth import Credentials, SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Consumer
 from faust.types.tuples import FutureMessage
+
+from driftline import access
+
+
+def credentials() -> Credentials | None:
+    """How this process connects to Kafka, as Faust takes it."""
+    how = access.kafka()
+    if how.mechanism is not None:
+        return SASLCredentials(username=how.user, password=how.password, ssl_context=how.context, mechanism=how.mechanism)
+    return SSLCredentials(how.context) if how.context is not None else None
 
 
 class AckedTable(faust.Table):  # type: ignore[type-arg]

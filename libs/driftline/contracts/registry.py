@@ -7,15 +7,17 @@ Compatibility is BACKWARD: whoever has the new schema can read what was written 
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
-from driftline.errors import Invalid, Recoverable
+from driftline import access
+from driftline.errors import Fatal, Invalid, Recoverable
 
 Schema = Mapping[str, Any]
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
@@ -23,6 +25,7 @@ TRIES_MAX = 5
 PAUSE_S = 0.2
 TIMEOUT_S = 5.0
 NOT_FOUND = 404
+NOT_LET_IN = (401, 403)
 
 
 def canonical(schema: Schema) -> str:
@@ -64,7 +67,7 @@ class Registry:
     def __init__(self, url: str, pause: Callable[[float], object] | None = None) -> None:
         """`pause` waits for so many seconds between two tries; a test gives its own."""
         self._url = url.rstrip("/")
-        self._opener = _opener(self._url)
+        self._opener, self._authorization = _opener(self._url)
         self._pause = pause or threading.Event().wait
         self._ids: dict[tuple[str, str], int] = {}
         self._schemas: dict[int, dict[str, Any]] = {}
@@ -105,6 +108,8 @@ class Registry:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = Request(self._url + path, data, {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}, method=method)
+        if self._authorization:
+            request.add_unredirected_header("Authorization", self._authorization)  # for this server alone, wherever it sends us
         reason = ""
         for attempt in range(TRIES_MAX):
             if attempt:
@@ -115,9 +120,16 @@ class Registry:
             except HTTPError as error:
                 with error:
                     reason = _said(error)
+                if error.code in NOT_LET_IN:
+                    raise Fatal(f"{self._url}: {reason}. Look at DRIFTLINE_REGISTRY_USER and DRIFTLINE_REGISTRY_PASSWORD") from error
                 if error.code < 500:
                     raise (_Missing if error.code == NOT_FOUND else Invalid)(f"{self._url}: {reason}") from error
-            except (URLError, HTTPException, OSError, ValueError) as error:
+            except URLError as error:
+                if isinstance(error.reason, ssl.SSLCertVerificationError):
+                    why = f"its certificate is not trusted: {error.reason.verify_message}"
+                    raise Fatal(f"{self._url}: {why}. Look at DRIFTLINE_REGISTRY_CA_FILE") from error
+                reason = str(error)
+            except (HTTPException, OSError, ValueError) as error:
                 reason = str(error)
         raise Recoverable(f"the schema registry at {self._url} does not answer: {reason}. Is DRIFTLINE_REGISTRY right, and is it up?")
 
@@ -137,10 +149,12 @@ class _Missing(Invalid):
     """There is no such subject, version or id."""
 
 
-def _opener(url: str) -> OpenerDirector:
-    """A proxy that the environment names cannot reach this machine's own addresses."""
-    at_home = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return build_opener(ProxyHandler({})) if at_home else build_opener()
+def _opener(url: str) -> tuple[OpenerDirector, str]:
+    """And the Authorization header. A proxy that the environment names cannot reach this machine's own addresses."""
+    context, authorization = access.registry(url)
+    home = [ProxyHandler({})] if urlsplit(url).hostname in access.AT_HOME else []
+    secure = [HTTPSHandler(context=context)] if context is not None else []
+    return build_opener(*home, *secure), authorization
 
 
 def _quoted(subject: str) -> str:

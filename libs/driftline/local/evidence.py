@@ -14,11 +14,13 @@ import numpy.typing as npt
 import polars as pl
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from driftline.access import kafka_client
 from driftline.contracts.messages import Deployment, Release, Retrain, Trained, facts
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Table, Varlen
+from driftline.stream.connect import connect
 from driftline.stream.kafka import LogReader, partitions_of
 
 FETCH_WAIT_MS = 100
@@ -100,9 +102,9 @@ class _Read:
 
     async def _json_predictions(self, topic: Topic) -> pl.DataFrame:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka, enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=FETCH_WAIT_MS
+            **kafka_client(self._kafka), enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=FETCH_WAIT_MS
         )
-        await consumer.start()
+        await connect(consumer, self._kafka)
         try:
             places = [TopicPartition(topic.name, number) for number in range(await partitions_of(consumer, topic.name))]
             consumer.assign(places)

@@ -29,6 +29,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from msgspec import Struct
 
+from driftline.access import kafka_client
 from driftline.clock import Clock, SystemClock
 from driftline.contracts.messages import ClockRecord, Deployment, End, Release, Report, Source, Trained, Writer, as_messages, facts
 from driftline.contracts.registry import Registry
@@ -38,6 +39,7 @@ from driftline.local.faults import DUPLICATE, REASONS, Declared, Outgoing, plan_
 from driftline.logs import log, set_up
 from driftline.pipeline import Pipeline, Stream, load_pipeline
 from driftline.settings import read
+from driftline.stream.connect import connect
 from driftline.stream.kafka import Publisher, create_topics
 from driftline.stream.records import Decoder, Polled
 
@@ -231,8 +233,9 @@ class Loop:
         self._decoders = {topic.name: Decoder(topic, registry) for topic in (topics.control, topics.summaries, topics.deployments)}
         self._at = {name: TopicPartition(name, 0) for name in self._decoders}
         self._control = self._at[topics.control.name]
+        self._kafka = kafka
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=FETCH_WAIT_MS
+            **kafka_client(kafka), enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=FETCH_WAIT_MS
         )
         self.retrains: dict[int, tuple[str, ...]] = {}  # ids of the commands by end of the report that raised them
         self.trained: dict[str, str] = {}  # digest of the model, or nothing, by id of the command
@@ -242,7 +245,7 @@ class Loop:
 
     async def start(self) -> None:
         """Connect and stand at the start of the topics."""
-        await self._consumer.start()
+        await connect(self._consumer, self._kafka)
         self._consumer.assign(list(self._at.values()))
         for at, offset in (await self._consumer.beginning_offsets(list(self._at.values()))).items():
             self._consumer.seek(at, offset)
@@ -305,7 +308,7 @@ class Player:
         self._loop = Loop(settings.kafka, self._topics, self._registry)
         self._publisher = Publisher(settings.kafka, self._topics, self._registry, Writer.PLAYER, client=f"{pipeline.name}-player")
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka, enable_idempotence=True, acks="all", linger_ms=0, max_batch_size=1 << 20
+            **kafka_client(settings.kafka), enable_idempotence=True, acks="all", linger_ms=0, max_batch_size=1 << 20
         )
         self._ends: dict[tuple[str, int], int] = {}
         self.story = Story()
@@ -329,7 +332,7 @@ class Player:
     async def _start(self) -> None:
         names = [stream.topic for stream in self._pipeline.streams]
         await create_topics(self._settings.kafka, [NewTopic(name, self._play.partitions, 1) for name in names])
-        await asyncio.gather(self._producer.start(), self._publisher.start(), self._loop.start())
+        await asyncio.gather(connect(self._producer, self._settings.kafka), self._publisher.start(), self._loop.start())
         places = [TopicPartition(name, partition) for name in names for partition in range(self._play.partitions)]
         self._ends = {(at.topic, at.partition): end for at, end in (await self._loop.end_offsets(places)).items()}
 

@@ -24,7 +24,9 @@ from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibi
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from driftline.access import kafka_client
 from driftline.errors import DriftlineError, Fatal
+from driftline.stream.connect import connect
 
 TOPIC = "_schemas"
 TOPIC_TIMEOUT_S = 30.0
@@ -211,8 +213,8 @@ class SchemaTopic:
     async def load(self, subjects: Subjects) -> None:
         """Make the topic if there is none, read all of it into `subjects`, and be ready to write."""
         await self._create()
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka, auto_offset_reset="earliest", enable_auto_commit=False)
-        await consumer.start()
+        consumer = AIOKafkaConsumer(**kafka_client(self._kafka), auto_offset_reset="earliest", enable_auto_commit=False)
+        await connect(consumer, self._kafka)
         try:
             partition = TopicPartition(TOPIC, 0)
             consumer.assign([partition])
@@ -223,8 +225,8 @@ class SchemaTopic:
                     _apply(subjects, json.loads(record.key), json.loads(record.value) if record.value else None)
         finally:
             await consumer.stop()
-        self._producer = AIOKafkaProducer(bootstrap_servers=self._kafka, acks="all", enable_idempotence=True)
-        await self._producer.start()
+        self._producer = AIOKafkaProducer(**kafka_client(self._kafka), acks="all", enable_idempotence=True)
+        await connect(self._producer, self._kafka)
 
     async def keep(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Return when the broker has it. Raises Refusal 50001 when it could not be written."""
@@ -240,8 +242,8 @@ class SchemaTopic:
             await self._producer.stop()
 
     async def _create(self) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka)
-        await admin.start()
+        admin = AIOKafkaAdminClient(**kafka_client(self._kafka))
+        await connect(admin, self._kafka)
         try:
             copies = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
             answer = await admin.create_topics([NewTopic(TOPIC, 1, copies, topic_configs={"cleanup.policy": "compact"})])

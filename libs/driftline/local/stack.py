@@ -231,5 +231,6 @@ class Stack:
         """Whole or not at all: others wait for this file."""
         addresses = {"kafka": self._kafka_address, "redis": self._redis_url, "registry": self._registry_url}
         written = self.folder / f".{ADDRESSES}"
+        written.touch(mode=0o600)  # an address may hold a password
         written.write_text(json.dumps(addresses, indent=2) + "\n")
         written.replace(self.folder / ADDRESSES)

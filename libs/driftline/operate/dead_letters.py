@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from driftline.access import kafka_client
 from driftline.clock import Clock
 from driftline.contracts.topics import Topics
 from driftline.errors import Fatal, Invalid, Recoverable
@@ -26,6 +27,7 @@ from driftline.operate.models import day
 from driftline.pipeline import Pipeline
 from driftline.settings import secret
 from driftline.stream.batch import Batch
+from driftline.stream.connect import connect
 from driftline.stream.dead_letters import unseal
 from driftline.stream.kafka import committed_metadata
 
@@ -176,8 +178,8 @@ async def replay(
         raise Fatal("some of the records are sealed: set DRIFTLINE_PII_KEY to the key that intake uses")
     opened = [(letter.topic, _opened(letter.key, letter, pii_key), _opened(letter.value, letter, pii_key)) for letter in mine]
     places: set[tuple[str, int, int]] = set()
-    producer = AIOKafkaProducer(bootstrap_servers=addresses.kafka, enable_idempotence=True, acks="all", max_request_size=REQUEST_BYTES)
-    await producer.start()
+    producer = AIOKafkaProducer(**kafka_client(addresses.kafka), enable_idempotence=True, acks="all", max_request_size=REQUEST_BYTES)
+    await connect(producer, addresses.kafka)
     try:
         for topic, key, value in opened:
             at = await producer.send_and_wait(topic, value=value, key=key)

@@ -29,6 +29,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
+from driftline.access import kafka_client
 from driftline.contracts.registry import Registry
 from driftline.errors import DriftlineError, Fatal, Invalid, Rejected
 from driftline.logs import log
@@ -38,6 +39,7 @@ from driftline.operate.fold import Folded, Subject, fold
 from driftline.operate.rows import Rows
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.settings import read
+from driftline.stream.connect import connect
 from driftline.stream.kafka import Cluster, Source
 from driftline.stream.ledger import Entry, decoded, refuse_unsafe_store
 from driftline.stream.operators import Wiring, describe_pipeline, group_of
@@ -372,8 +374,8 @@ async def forget(addresses: Addresses, pipeline: Pipeline, services: Sequence[st
 
 
 async def _delete_offsets(kafka: str, groups: Sequence[str]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
+    await connect(admin, kafka)
     try:
         for group in groups:
             answer = await admin._send_request(DeleteGroupsRequest([group]), await _coordinator(admin, group))

@@ -17,13 +17,15 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table as Grid
 
+from driftline.access import kafka_client
 from driftline.contracts.messages import Deployment, Report
 from driftline.contracts.topics import LOOP, SERVICES, Topics
-from driftline.errors import Fatal
+from driftline.errors import Fatal, Recoverable
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.operate.models import day
 from driftline.pipeline import Pipeline
+from driftline.stream.connect import connect
 
 READY_TIMEOUT_S = 2.0
 
@@ -89,14 +91,14 @@ async def read_lags(kafka: str, pipeline: str) -> list[Lag]:
     """Committed offsets of the pipeline's groups against the ends of what they read. Raises Fatal when Kafka does not answer."""
     try:
         return await _lags(kafka, pipeline)
-    except KafkaError as error:
+    except (KafkaError, Recoverable) as error:
         raise Fatal(f"Kafka at {kafka} does not answer: {error!r}") from error
 
 
 async def _lags(kafka: str, pipeline: str) -> list[Lag]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
-    await asyncio.gather(admin.start(), consumer.start())
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
+    consumer = AIOKafkaConsumer(**kafka_client(kafka))
+    await asyncio.gather(connect(admin, kafka), connect(consumer, kafka))
     try:
         groups = sorted(group for group, *_ in await admin.list_consumer_groups() if group.startswith(f"{pipeline}-"))
         return [lag for group in groups for lag in await _lags_of(admin, consumer, group)]

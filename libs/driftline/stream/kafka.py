@@ -19,12 +19,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 from aiokafka.structs import OffsetAndMetadata
 
+from driftline.access import kafka_client
 from driftline.clock import Clock, SystemClock
 from driftline.contracts.bounds import Declared
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.stream.batch import Batch, Ints, Messages, Refused, Varlen
+from driftline.stream.connect import connect
 from driftline.stream.fetched import by_column, columns
 from driftline.stream.record_batches import BATCH_BYTES_MAX, packed
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
@@ -99,8 +101,9 @@ class Source:
         self._wait_ms = wait_ms
         self._gathers = gathers
         self._where = f"{topic}[{partition}]"
+        self._kafka = kafka
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=kafka,
+            **kafka_client(kafka),
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -114,7 +117,7 @@ class Source:
     async def start(self) -> None:
         """Connect."""
         async with answering(f"{self._where}: cannot connect"):
-            await self._consumer.start()
+            await connect(self._consumer, self._kafka)
         self._consumer.assign([self._at])
 
     async def bounds(self) -> tuple[int, int]:
@@ -189,8 +192,9 @@ class Ends:
     """
 
     def __init__(self, kafka: str, *, committed_only: bool = False) -> None:
+        self._kafka = kafka
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=kafka,
+            **kafka_client(kafka),
             enable_auto_commit=False,
             isolation_level="read_committed" if committed_only else "read_uncommitted",
         )
@@ -198,7 +202,7 @@ class Ends:
     async def start(self) -> None:
         """Connect."""
         async with answering("cannot connect to Kafka"):
-            await self._consumer.start()
+            await connect(self._consumer, self._kafka)
 
     async def now(self, places: Sequence[tuple[str, int]]) -> list[int]:
         """The ends of these partitions, by topic and number."""
@@ -227,7 +231,7 @@ class Outlet:
     async def start(self) -> None:
         """Connect. Raises Recoverable when the broker does not answer."""
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._kafka,
+            **kafka_client(self._kafka),
             enable_idempotence=True,
             acks="all",
             max_batch_size=BATCH_BYTES_MAX,
@@ -237,7 +241,7 @@ class Outlet:
             client_id=self._client,
         )
         async with answering("cannot connect to Kafka"):
-            await self._producer.start()
+            await connect(self._producer, self._kafka)
 
     async def partitions(self, topic: str) -> int:
         """How many partitions `topic` has. Raises Recoverable when there is no such topic, or when the broker does not answer."""
@@ -387,14 +391,14 @@ class LogReader:
 
     async def _connect(self, starts: Mapping[int, int]) -> None:
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._kafka,
+            **kafka_client(self._kafka),
             enable_auto_commit=False,
             auto_offset_reset="none",
             fetch_max_wait_ms=self._wait_ms,
             max_partition_fetch_bytes=4 << 20,
             key_deserializer=by_column,
         )
-        await self._consumer.start()
+        await connect(self._consumer, self._kafka)
         partitions = await partitions_of(self._consumer, self._topic.name)
         self._partitions = [TopicPartition(self._topic.name, number) for number in range(partitions)]
         self._consumer.assign(self._partitions)
@@ -502,9 +506,9 @@ async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> int:
 
 async def describe(kafka: str, topics: Sequence[str]) -> Cluster:
     """The cluster's id and the number of partitions of each of `topics`; 0 for one that does not exist."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
     try:
-        await admin.start()
+        await connect(admin, kafka)
         cluster = await admin.describe_cluster()
         found = await admin.describe_topics(list(topics))
     except KafkaError as error:
@@ -516,8 +520,8 @@ async def describe(kafka: str, topics: Sequence[str]) -> Cluster:
 
 async def ensure_topics(kafka: str, topics: Topics, partitions: int) -> None:
     """Create whichever of the pipeline's topics do not exist yet, data topics with `partitions` partitions, on up to three brokers."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
+    await connect(admin, kafka)
     brokers = len((await admin.describe_cluster())["brokers"])
     await admin.close()
     kinds = topics.by_kind().values()
@@ -539,8 +543,8 @@ async def ensure_topics(kafka: str, topics: Topics, partitions: int) -> None:
 
 async def create_topics(kafka: str, wanted: Sequence[NewTopic]) -> None:
     """Create topics; those that exist stay as they are."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
+    await connect(admin, kafka)
     try:
         existing = set(await admin.list_topics())
         missing = [topic for topic in wanted if topic.name not in existing]
@@ -554,9 +558,9 @@ async def create_topics(kafka: str, wanted: Sequence[NewTopic]) -> None:
 
 async def committed_metadata(kafka: str, group: str) -> dict[tuple[str, int], tuple[int, str]]:
     """What a group has committed: offset and metadata by topic and partition. Raises Recoverable."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    admin = AIOKafkaAdminClient(**kafka_client(kafka))
     try:
-        await admin.start()
+        await connect(admin, kafka)
         found = await admin.list_consumer_group_offsets(group)
     except KafkaError as error:  # among them: a new cluster has no coordinator until somebody asks for one
         raise Recoverable(f"cannot read the offsets of {group}: {error!r}") from error
@@ -571,10 +575,10 @@ async def letters_lately(kafka: str, topics: Topics, clock: Clock) -> int:
     so nothing is read. Raises Recoverable.
     """
     at = TopicPartition(topics.dead_letters.name, 0)
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**kafka_client(kafka), enable_auto_commit=False)
     try:
         async with answering(f"{at.topic}: cannot count the letters"):
-            await consumer.start()
+            await connect(consumer, kafka)
             first = (await consumer.offsets_for_times({at: clock.now_ms() - DAY_MS}))[at]
             end: int = (await consumer.end_offsets([at]))[at]
     finally:

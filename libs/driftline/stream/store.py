@@ -19,6 +19,7 @@ import hiredis
 import numpy as np
 import numpy.typing as npt
 
+from driftline import access
 from driftline.compiled import READ_BYTES, READ_INTS, njit, types
 from driftline.errors import Fatal, Recoverable
 from driftline.stream.batch import Ints, Varlen
@@ -28,6 +29,7 @@ Word = bytes | str | int
 PATIENCE_S = 10.0
 CONNECT_S = 5.0
 PORT = 6379
+LOOK_AT_TLS = "Look at DRIFTLINE_REDIS, DRIFTLINE_REDIS_CA_FILE and DRIFTLINE_REDIS_CERT_FILE"
 _NOTHING = object()
 DOLLAR, ZERO, CR, LF = b"$0\r\n"
 LINES_MAX = 24  # bytes of the protocol around a word: a dollar, its length, and two ends of lines
@@ -109,6 +111,17 @@ class Refused(Recoverable):
     """The store answered with an error; in its own words, which name no key and no value."""
 
 
+def _refusal(reply: Exception) -> Refused | Fatal:
+    """Who is not let in will not be by asking again; any other error is for whoever asked."""
+    if str(reply).startswith(("WRONGPASS", "NOAUTH")):
+        return Fatal(f"the store refuses the user ({reply}): look at DRIFTLINE_REDIS_USER and DRIFTLINE_REDIS_PASSWORD")
+    return Refused(f"the store answered: {reply}")
+
+
+def _told(error: ssl.SSLError) -> str:
+    return getattr(error, "verify_message", "") or error.reason or type(error).__name__
+
+
 class _Wire(asyncio.Protocol):
     """Counts replies. One set of questions at a time."""
 
@@ -185,6 +198,9 @@ class Store:
                 if on not in (None, self.connection):
                     raise Recoverable("the connection to the store was lost")
                 replies = await self._wire.send(commands)
+        except ssl.SSLError as error:
+            self._drop()
+            raise Fatal(f"the store's certificate, or its TLS, is refused: {_told(error)}. {LOOK_AT_TLS}") from error
         except (OSError, EOFError) as error:  # a TimeoutError is an OSError
             self._drop()
             raise Recoverable(f"the store did not answer: {error!r}") from error
@@ -194,29 +210,29 @@ class Store:
         for reply in replies:
             if isinstance(reply, Exception):
                 self._drop()
-                raise Refused(f"the store answered: {reply}")
+                raise _refusal(reply)
         return replies
 
     async def _connected(self) -> _Wire:
         loop, place = asyncio.get_running_loop(), self._place
+        secure, names = access.store(place.geturl())
         async with asyncio.timeout(CONNECT_S):
             if place.scheme == "unix":
                 _, wire = await loop.create_unix_connection(_Wire, unquote(place.path))
             else:
-                secure = ssl.create_default_context() if place.scheme == "rediss" else None
                 _, wire = await loop.create_connection(_Wire, place.hostname or "127.0.0.1", place.port or PORT, ssl=secure)
         self.connection += 1
-        if hello := self._hello():
+        if hello := self._hello(names):
             for reply in await wire.send(hello):
                 if isinstance(reply, Exception):
                     wire.close()
-                    raise Refused(f"the store answered: {reply}")
+                    raise _refusal(reply)
         return wire
 
-    def _hello(self) -> list[Command]:
-        """What a connection begins with."""
+    def _hello(self, given: Sequence[str]) -> list[Command]:
+        """What a connection begins with; user and password are those of the address, or else those that are `given`."""
         place, number = self._place, "" if self._place.scheme == "unix" else self._place.path.strip("/")
-        names = [unquote(word) for word in (place.username, place.password) if word]
+        names = [unquote(word) for word in (place.username, place.password) if word] or given
         return [*([("AUTH", *names)] if names else []), *([("SELECT", number)] if number not in ("", "0") else [])]
 
     def _drop(self) -> None:

@@ -81,7 +81,7 @@ async def test_user_password_and_number_are_of_the_address(redis_url: str):
     assert (await theirs.ask(("ACL", "WHOAMI")))[0] == user.encode()
     assert b"db=3" in (await theirs.ask(("CLIENT", "INFO")))[0]
     wrong = Store(f"redis://{user}:other@{place.hostname}:{place.port}")
-    with pytest.raises(Refused, match="WRONGPASS"):
+    with pytest.raises(Fatal, match="WRONGPASS"):
         await wrong.ask(("PING",))
     await store.ask(("ACL", "DELUSER", user))
     for one in (store, theirs, wrong):
