@@ -91,6 +91,16 @@ def draws_without_a_seed(tree: ast.Module) -> bool:
     return False
 
 
+def connects_without_access(tree: ast.Module) -> bool:
+    """Makes a client of aiokafka whose options do not begin with those of `driftline.access`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("AIOKafka"):
+            first = node.keywords[0] if node.keywords else None
+            if first is None or first.arg is not None or not ast.unparse(first.value).startswith("kafka_client("):
+                return True
+    return False
+
+
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -153,6 +163,14 @@ def test_chance_has_a_seed() -> None:
     assert [label(path) for path in sources() if draws_without_a_seed(parsed(path))] == []
 
 
+def test_every_client_of_kafka_asks_for_its_access() -> None:
+    """
+    One that did not would be the one that connects in clear. Benchmarks have brokers of their own.
+    """
+    product = [path for path in sources() if not label(path).startswith("benchmarks/")]
+    assert [label(path) for path in product if connects_without_access(parsed(path))] == []
+
+
 def test_tests_are_sentences() -> None:
     """
     Each test has a docstring that says in words what its name says.
@@ -208,6 +226,8 @@ def test_every_service_has_its_card() -> None:
         (asks_for_the_time, "import datetime as d\nimport datetime\nseen = datetime.date.today()"),
         (loads_what_runs, "import joblib"),
         (loads_what_runs, "from pickle import loads"),
+        (connects_without_access, "AIOKafkaConsumer(bootstrap_servers=kafka)"),
+        (connects_without_access, "AIOKafkaAdminClient(**options)"),
         (draws_without_a_seed, "import random\nx = random.random()"),
         (draws_without_a_seed, "import numpy as np\nx = np.random.default_rng()"),
         (draws_without_a_seed, "import numpy as np\nx = np.random.rand(3)"),

@@ -35,9 +35,9 @@ async def _fault(kafka: str, error: Exception) -> DriftlineError:
     for host, port, _ in collect_hosts(kafka, randomize=False):
         if refused := await _refusal(host, port):
             return Fatal(f"Kafka at {host}:{port}: {refused}")
-    return Recoverable(
-        f"Kafka at {kafka} does not answer: {error!r}. Are DRIFTLINE_KAFKA and DRIFTLINE_KAFKA_SECURITY right, and is it up?"
-    )
+    asked = "" if access.kafka().context is None else "; does it ask for a certificate, DRIFTLINE_KAFKA_CERT_FILE"
+    right = f"Is it up, and are DRIFTLINE_KAFKA and DRIFTLINE_KAFKA_SECURITY right{asked}?"
+    return Recoverable(f"Kafka at {kafka} does not answer: {error!r}. {right}")
 
 
 async def _refusal(host: str, port: int) -> str:
@@ -57,8 +57,7 @@ async def _refusal(host: str, port: int) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is not trusted: {error.verify_message}. Look at DRIFTLINE_KAFKA_CA_FILE"
     except ssl.SSLError as error:
-        wanted = "DRIFTLINE_KAFKA_SECURITY, or DRIFTLINE_KAFKA_CERT_FILE where it asks clients for a certificate"
-        return f"no TLS with it: {error.reason or type(error).__name__}. Look at {wanted}"
+        return f"no TLS with it: {error.reason or type(error).__name__}. Look at DRIFTLINE_KAFKA_SECURITY and DRIFTLINE_KAFKA_CERT_FILE"
     except SaslAuthenticationFailed:
         return f"it refuses the user {how.user}. Look at DRIFTLINE_KAFKA_USER, DRIFTLINE_KAFKA_PASSWORD and DRIFTLINE_KAFKA_MECHANISM"
     except (UnsupportedSaslMechanismError, IllegalSaslStateError):

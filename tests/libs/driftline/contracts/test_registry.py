@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count
@@ -12,7 +13,7 @@ from itertools import count
 import pytest
 
 from driftline.contracts.registry import MemoryRegistry, Registry, canonical
-from driftline.errors import Invalid, Recoverable
+from driftline.errors import Fatal, Invalid, Recoverable
 
 NUMBERS = count()
 
@@ -108,6 +109,7 @@ class Moody(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, body = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
         self.server.asked += 1
+        self.server.told = dict(self.headers)
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -131,6 +133,19 @@ def moody() -> Iterator[HTTPServer]:
 
 def client(server: HTTPServer, pauses: list[float]) -> Registry:
     return Registry(f"http://127.0.0.1:{server.server_port}/", pause=pauses.append)
+
+
+def test_user_and_password_are_sent_and_a_refusal_names_them(moody, monkeypatch: pytest.MonkeyPatch):
+    """
+    As Confluent's registry takes them; who is not let in is not let in by asking again.
+    """
+    monkeypatch.setenv("DRIFTLINE_REGISTRY_USER", "ann")
+    monkeypatch.setenv("DRIFTLINE_REGISTRY_PASSWORD", "s3cret")
+    moody.answers = [(401, b'{"message": "Unauthorized"}')]
+    with pytest.raises(Fatal, match=r"Unauthorized\. Look at DRIFTLINE_REGISTRY_USER and DRIFTLINE_REGISTRY_PASSWORD") as refusal:
+        client(moody, []).schema(1)
+    assert moody.told["Authorization"] == f"Basic {b64encode(b'ann:s3cret').decode()}"
+    assert (moody.asked, "s3cret" in str(refusal.value)) == (1, False)
 
 
 def test_a_registry_that_is_starting_is_waited_for(moody):
