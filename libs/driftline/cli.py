@@ -275,6 +275,24 @@ def reproduce(digest: Annotated[str, typer.Argument(help="Digest of a released m
     raise typer.Exit(0 if again == release.digest else 1)
 
 
+@app.command()
+def audit(
+    name: Name = None,
+    chain: Annotated[bool, typer.Option("--chain", help="Who did what, when and why, and the proof that nobody has changed it.")] = False,
+    expect: Annotated[
+        str, typer.Option("--expect", metavar="LINK", help="With --chain: a head that was noted earlier has to be in it.")
+    ] = "",
+) -> None:
+    """Check what the logs hold against what they prove. Exit 1 when something is wrong."""
+    from driftline.operate.audit import expected, print_audit, read_audit
+
+    if not chain:
+        raise Invalid("driftline audit: say what; there is --chain")
+    found = expected(_ask(name, read_audit), expect)
+    print_audit(found, _console())
+    raise typer.Exit(1 if found.findings else 0)
+
+
 @app.command("dead-letters")
 def dead_letters(
     words: Annotated[

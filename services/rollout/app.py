@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from faust.types import EventT, StreamT
 from msgspec import Struct
 
 from driftline.clock import Clock
+from driftline.contracts.chain import START, link
 from driftline.contracts.messages import Deployment, Writer, as_messages, facts
 from driftline.contracts.messages import Source as Log
 from driftline.contracts.registry import Registry
@@ -64,6 +66,7 @@ class Entry(Struct, frozen=True):
     crc: int = 0  # of that record, so that another log of the same name is noticed
     seen: dict[Lane, Coordinate] = {}
     state: State = State()
+    chain: str = START  # the link of the last answer
 
 
 ENCODE = msgspec.msgpack.Encoder().encode
@@ -101,7 +104,13 @@ class Folding:
         self._count("dead_lettered" if refused else "applied" if len(fresh) else "duplicate")
         letters = self._dead_letters.of(self._topic, CONTROL_PARTITION, polled, refused)
         self._dead_letters.sent(self._topic, refused)
-        return Entry(polled.first, crc(polled.values[0]), seen, decision.state), decision, letters
+        decision = self._linked(entry.chain, polled, decision)
+        return Entry(polled.first, crc(polled.values[0]), seen, decision.state, decision.deployment.chain), decision, letters
+
+    def _linked(self, before: str, polled: Polled, decision: Decision) -> Decision:
+        """With the link of the audit chain that this record makes."""
+        found = link(before, polled.first, int(polled.timestamps[0]), polled.keys.get(0), polled.values.get(0), decision.deployment)
+        return replace(decision, deployment=replace(decision.deployment, chain=found))
 
     def _decided(self, state: State, fresh: Batch) -> Decision | None:
         """What follows from the record; None when its body, which is free JSON, is not what a report or a release says."""
@@ -212,7 +221,7 @@ class ControlPlane:
         if not self._checked or message.offset > self._entry().offset + 1:
             await self._catch_up(message.offset)
             self._checked = True
-        polled = Polled.of([message.offset], [message.key], [message.value], [int(message.timestamp * 1000)])
+        polled = Polled.of([message.offset], [message.key], [message.value], [round(message.timestamp * 1000)])
         if message.offset > self._entry().offset:
             await self._apply(polled)
 

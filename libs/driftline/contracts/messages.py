@@ -204,6 +204,7 @@ class Deployment(Fact):
     shadows: tuple[Arm, ...]
     salt: str
     fallback_score: float
+    chain: str = ""  # link of the audit chain; none before version 2 of the message
 
     @classmethod
     def none(cls) -> Deployment:
@@ -372,12 +373,19 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def facts(table: Table) -> list[Any]:
-    """The messages of a table of the control plane as facts, in its order. Raises Invalid when the table holds no facts."""
+    """
+    The messages of a table of the control plane as facts, in its order; what an older version of the message had not has its default.
+
+    Raises Invalid when the table holds no facts.
+    """
     if table.message not in FACTS:
         raise Invalid(f"{table.message} is no message of the control plane; those are {', '.join(FACTS)}")
     fact = FACTS[table.message]
     arrays = {field["name"] for field in schema(table.message)["fields"] if _is_string_array(field["type"])}
-    values = {name: _listed(table[name], name in arrays) for name in (field.name for field in fields(fact))}
+    values = {
+        field.name: _listed(table[field.name], field.name in arrays) if field.name in table.columns else [field.default] * len(table)
+        for field in fields(fact)
+    }
     return [fact.from_record(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
 
 

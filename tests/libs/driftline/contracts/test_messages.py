@@ -139,6 +139,18 @@ def test_records_of_a_table_make_facts_too():
         Report.from_record(on_a_log(replace(short, retrains=("x" * 80,))).records()[0])
 
 
+def test_an_answer_of_before_the_chain_is_read_without_a_link():
+    """
+    What an older version of a message had not has its default, so that old logs stay readable.
+    """
+    old = schema("deployment", 1)
+    record = replace(CANARY, chain="not in version 1").to_record() | dict.fromkeys(HEADER, 0)
+    value = Codec(old).encode({field["name"]: [record[field["name"]]] for field in old["fields"]}).tolist()
+    columns, bad = Codec(old).decode(Varlen.of(value))
+    assert not bad.any()
+    assert facts(Table("deployment", np.arange(1), columns)) == [CANARY]
+
+
 def test_a_table_of_the_data_plane_holds_no_facts():
     """
     Rows and answers are columns and stay columns.
