@@ -1,22 +1,38 @@
 """
 The catalogue of metrics: every name, type, label and meaning is declared here and nowhere else.
 
+What is known of every message of a batch (a score, an age) is told by column, with `distribution`; all else with `metric`, once a batch.
+
 Prometheus conventions: one prefix, base units, `_total` on counters; never a key, an id or an event's digest in a label.
 `python -m driftline.metrics` writes the page for operators, docs/metrics.md, from this catalogue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it without types
 
 FAST_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+HOP_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)  # record timestamps are in ms
+
+SCORES = tuple(part / 20 for part in range(1, 21))
+
+DAY_S = 86_400.0
+DELAYS_S = (60.0, 600.0, 3_600.0, 10_800.0, 21_600.0, 43_200.0, *(days * DAY_S for days in (1, 2, 3, 7, 14, 30, 60, 90)))
 
 BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
 
@@ -95,6 +111,15 @@ METRICS = (
         BATCHES,
     ),
     Metric(
+        "driftline_hop_duration_seconds",
+        "histogram",
+        "seconds",
+        ("pipeline", "service", "topic"),
+        "From a record's timestamp, which is its sender's clock, to when all that was made of it is acknowledged, what it waited included. "
+        "From event to prediction it is intake, feature and inference one after the other.",
+        HOP_S,
+    ),
+    Metric(
         "driftline_lag_seconds",
         "gauge",
         "seconds",
@@ -114,7 +139,7 @@ METRICS = (
         "counter",
         "commits",
         ("pipeline", "service", "result"),
-        "Commits: applied, fenced (a process believed dead was seen off) or unknown.",
+        "Commits: applied, fenced (another process had moved the ledger, and this one gave way) or unknown (the store did not say).",
     ),
     Metric(
         "driftline_worker_restarts_total",
@@ -129,6 +154,14 @@ METRICS = (
         "predictions",
         ("pipeline", "arm", "flag"),
         "Answers: flag none, degraded, no_score or stale_view.",
+    ),
+    Metric(
+        "driftline_prediction_score",
+        "histogram",
+        "probability",
+        ("pipeline", "arm"),
+        "What was predicted, on each arm; the fallback where no model could score.",
+        SCORES,
     ),
     Metric(
         "driftline_model_info", "gauge", "1", ("pipeline", "arm", "model", "version"), "Which model answers on which arm: 1 while it does."
@@ -153,21 +186,49 @@ METRICS = (
         "Share of settled answers whose outcome was told, not silent.",
     ),
     Metric(
+        "driftline_label_delay_seconds",
+        "histogram",
+        "seconds",
+        ("pipeline",),
+        "From a question to its first outcome, by the pipeline's clock; outcomes that silence or a limit stands for are not among them.",
+        DELAYS_S,
+    ),
+    Metric(
         "driftline_quality_ratio",
         "gauge",
         "ratio",
         ("pipeline", "metric", "arm", "slice"),
         "Quality on matured labels: auc, log_loss or o_over_e.",
     ),
+    Metric(
+        "driftline_quality_chart_ratio",
+        "gauge",
+        "ratio",
+        ("pipeline", "side"),
+        "The champion's control chart over its limit: side high (more positives than it says) and low. Above 1 it has signalled.",
+    ),
+    Metric(
+        "driftline_quality_alarm",
+        "gauge",
+        "0 or 1",
+        ("pipeline",),
+        "1 from when the champion's control chart has signalled until another model is champion.",
+    ),
     Metric("driftline_drift_psi_ratio", "gauge", "ratio", ("pipeline", "feature"), "Population stability of an input against training."),
     Metric("driftline_feature_missing_ratio", "gauge", "ratio", ("pipeline", "feature"), "Share of rows that lack the feature."),
-    Metric("driftline_alarms_total", "counter", "alarms", ("pipeline", "detector", "subject"), "Alarms: subject input, score or quality."),
+    Metric(
+        "driftline_alarms_total",
+        "counter",
+        "alarms",
+        ("pipeline", "detector", "subject"),
+        "Alarms open in a report, told with each: subject quality, score or input:FEATURE.",
+    ),
     Metric(
         "driftline_retrain_commands_total",
         "counter",
         "commands",
         ("pipeline", "reason", "outcome"),
-        "Retrain commands by trigger and how they ended.",
+        "Retrain commands by trigger and how they ended: accepted, refused, failed, duplicate, cooldown or budget.",
     ),
     Metric("driftline_training_runs_total", "counter", "runs", ("pipeline", "verdict"), "Training runs: accepted, refused or failed."),
     Metric(
@@ -193,6 +254,50 @@ METRICS = (
 )
 
 CATALOGUE = {one.name: one for one in METRICS}
+
+
+class Column:
+    """One series of a `Distribution`."""
+
+    def __init__(self, bounds: npt.NDArray[np.float64]) -> None:
+        self._bounds = bounds
+        self.counts = np.zeros(len(bounds) + 1, np.int64)  # by bucket, those beyond the last bound at the end
+        self.sum = 0.0
+
+    def observe(self, values: npt.NDArray[Any]) -> None:
+        """Count in n numbers, none of them NaN; what a bucket's bound equals is in that bucket."""
+        self.counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self.counts))
+        self.sum += float(values.sum())
+
+
+class Distribution(Collector):
+    """A histogram that takes whole columns. For the event loop, which also answers /metrics; not for threads."""
+
+    def __init__(self, declared: Metric) -> None:
+        self._declared = declared
+        self._bounds = np.array(declared.buckets)
+        self._names = [*map(floatToGoString, declared.buckets), "+Inf"]
+        self._series: dict[tuple[str, ...], Column] = {}
+
+    def labels(self, **labels: str) -> Column:
+        """The series of these labels; every label of the catalogue must be given. Keep it where it is used often."""
+        return self._series.setdefault(tuple(labels[name] for name in self._declared.labels), Column(self._bounds))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """As Prometheus wants it: buckets that include those below."""
+        family = HistogramMetricFamily(self._declared.name, self._declared.meaning, labels=self._declared.labels)
+        for labels, column in self._series.items():
+            counts = accumulate(map(float, column.counts.tolist()))
+            family.add_metric(labels, list(zip(self._names, counts, strict=True)), column.sum)
+        yield family
+
+
+@cache
+def distribution(name: str) -> Distribution:
+    """The catalogue's histogram `name`, by column. Raises KeyError for a name that is not in the catalogue."""
+    found = Distribution(CATALOGUE[name])
+    REGISTRY.register(found)
+    return found
 
 
 @cache

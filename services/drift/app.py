@@ -97,7 +97,7 @@ def build(settings: Settings, clock: Clock) -> Process:
 
 
 def show(pipeline: str, effects: Effects) -> None:
-    """Tell the metrics what a new report says: drift by feature, quality by arm, alarms."""
+    """Tell the metrics what a new report says: drift by feature, quality by arm, the chart, alarms."""
     for messages in effects.messages:
         if messages.message == "report":
             for body in messages.columns["body"]:
@@ -113,5 +113,9 @@ def _show(pipeline: str, body: dict[str, Any]) -> None:
         for name in ("auc", "log_loss", "o_over_e"):
             if cohort.get(name) is not None:
                 metric("driftline_quality_ratio").labels(pipeline=pipeline, metric=name, arm=cohort["role"], slice="").set(cohort[name])
+    if chart := body["chart"]:
+        metric("driftline_quality_alarm").labels(pipeline=pipeline).set(chart["alarm"])
+        for side in ("high", "low"):
+            metric("driftline_quality_chart_ratio").labels(pipeline=pipeline, side=side).set(chart[side] / chart["limit"])
     for alarm in body["alarms"]:
         metric("driftline_alarms_total").labels(pipeline=pipeline, detector=alarm["detector"], subject=alarm["subject"]).inc()

@@ -20,7 +20,7 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
 from driftline.errors import Invalid, Recoverable
 from driftline.logs import log
-from driftline.metrics import metric
+from driftline.metrics import distribution, metric
 from driftline.models.bundle import BundleStore, Model, load_public_key
 from driftline.models.probe import Probe
 from driftline.models.runtime import refuse_missing
@@ -175,6 +175,14 @@ def count(pipeline: str, effects: Effects) -> None:
             for at, n in zip(first.tolist(), told.tolist(), strict=True):
                 for flag in unpack_strings(flags[at]) or ("none",):
                     metric("driftline_predictions_total").labels(pipeline=pipeline, arm=arms[at].decode(), flag=flag).inc(n)
+            _tell_scores(pipeline, arms, messages.columns["score"])
+
+
+def _tell_scores(pipeline: str, arms: Any, scores: Any) -> None:
+    starts, first = np.unique(arms.starts, return_index=True)
+    for start, at in zip(starts.tolist(), first.tolist(), strict=True):
+        mine = scores if len(starts) == 1 else scores[arms.starts == start]
+        distribution("driftline_prediction_score").labels(pipeline=pipeline, arm=arms[at].decode()).observe(mine)
 
 
 def _pairs(one: Any, other: Any) -> Ints:

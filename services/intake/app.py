@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from driftline.clock import Clock
@@ -25,9 +26,9 @@ from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.features.upstream import names_of
 from driftline.logs import log
-from driftline.metrics import metric
+from driftline.metrics import distribution, metric
 from driftline.pipeline import Pipeline, load_pipeline
-from driftline.stream.batch import Batch, Refused
+from driftline.stream.batch import Batch, Ints, Refused
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import (
     SILENCE_S,
@@ -55,6 +56,7 @@ POLL_MAX = 5_000
 POLL_MS = 100
 PARSED_AT_ONCE_MAX = 200  # records: a millisecond or two, which a thread would not be worth
 MARK_EVERY_S = 0.1  # how often offsets are committed at most
+TELL_EVERY_S = 1.0  # how often the metrics hear how far sources are behind
 COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
 PII_KEY_BYTES = 32
 
@@ -98,6 +100,7 @@ class Upstream:
         self._polled_to = 0  # the same for the queue, with what is no record
         self._queue: deque[Polled] = deque()
         self._queued = self._queued_bytes = 0
+        self._stamps: deque[tuple[Ints, Ints]] = deque()  # offsets and timestamps of what the merge was given and is not on the log
         self._wake = wake
         self._room = asyncio.Event()
 
@@ -122,9 +125,14 @@ class Upstream:
         """The offset up to which all was read, though it may wait in the queue."""
         return max(self.position, self._polled_to)
 
+    @property
+    def given(self) -> int:
+        """The offset up to which all was handed to the merge, what is no record passed over."""
+        return self.position if self._queue else self.known
+
     def read_to(self, end: int) -> bool:
         """True when everything below offset `end` was handed to the merge."""
-        return self.position >= end or (not self._queue and self._polled_to >= end)
+        return self.given >= end
 
     def take(self, end: int) -> Polled | None:
         """The next records below offset `end`."""
@@ -139,7 +147,26 @@ class Upstream:
         self._queued_bytes -= _size(polled)
         self._room.set()
         self.position = polled.last + 1
+        self._stamps.append((polled.offsets, polled.timestamps))
         return polled
+
+    def left(self, offset: int) -> list[Ints]:
+        """The timestamps of the records below `offset`, which wait no longer; each is given once."""
+        gone = []
+        while self._stamps and self._stamps[0][0][0] < offset:
+            offsets, stamps = self._stamps.popleft()
+            below = int(np.searchsorted(offsets, offset))
+            gone.append(stamps[:below])
+            if below < len(offsets):
+                self._stamps.appendleft((offsets[below:], stamps[below:]))
+        return gone
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """The timestamp of the oldest record that was read and waits; None when none does."""
+        if self._stamps:
+            return int(self._stamps[0][1][0])
+        return int(self._queue[0].timestamps[0]) if self._queue else None
 
 
 def _size(polled: Polled) -> int:
@@ -175,6 +202,7 @@ class IntakePart:
         self._waiting_since: float | None = None  # for what a source holds and does not give
         self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
         self._marked_at = 0.0
+        self._told_at = 0.0
         self.ready = False
 
     async def run(self) -> None:
@@ -382,6 +410,8 @@ class IntakePart:
             if len(emitted):
                 await sink.send(emitted.messages, 0, self._clock.now_ms())
                 self._tally(emitted.taken, emitted.late)
+                self._tell_hops(emitted.taken, intake)
+            self._tell_lags(horizon, intake)
             await self._mark_at_times(intake)
             if len(emitted) or read or done:
                 self._waiting_since = None
@@ -463,6 +493,31 @@ class IntakePart:
         for origin, n in taken.items():
             self._count("applied", self._upstreams[origin].topic, n)
         metric("driftline_merge_late_total").labels(pipeline=self._pipeline.name).inc(late)
+
+    def _tell_hops(self, taken: Iterable[Origin], intake: Intake) -> None:
+        now_ms = self._clock.now_ms()
+        for origin in taken:
+            upstream = self._upstreams[origin]
+            offset, _ = intake.standing(origin, upstream.position)
+            hops = distribution("driftline_hop_duration_seconds").labels(
+                pipeline=self._pipeline.name, service="intake", topic=upstream.topic
+            )
+            for stamps in upstream.left(offset):
+                hops.observe((now_ms - stamps) / 1000)
+
+    def _tell_lags(self, horizon: Horizon, intake: Intake) -> None:
+        """How far each source is behind, at times; in a replay behind the clock's last record."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._told_at < TELL_EVERY_S:
+            return
+        self._told_at, now_ms = now_s, self._clock.now_ms()
+        for origin, upstream in self._upstreams.items():
+            where = {"pipeline": self._pipeline.name, "service": "intake", "topic": upstream.topic, "partition": str(origin[1])}
+            offset, _ = intake.standing(origin, upstream.given)
+            oldest_ms = upstream.oldest_ms
+            metric("driftline_lag_messages").labels(**where).set(max(0, horizon.ends[origin] - offset))
+            metric("driftline_lag_seconds").labels(**where).set(0 if oldest_ms is None else (now_ms - oldest_ms) / 1000)
+            metric("driftline_progress_timestamp_seconds").labels(**where).set(now_ms / 1000 - self.stalled_s())
 
     def _count(self, outcome: str, topic: str, n: int) -> None:
         labels = {"pipeline": self._pipeline.name, "service": "intake", "topic": topic}

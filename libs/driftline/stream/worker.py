@@ -33,11 +33,11 @@ import msgspec
 from driftline.clock import Clock
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
-from driftline.metrics import metric
+from driftline.metrics import Series, distribution, metric
 from driftline.stream.batch import Batch, Core, Effects, Refused, Rows, sifted
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
-from driftline.stream.ledger import Entry, Ledger
+from driftline.stream.ledger import Entry, Fenced, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, drop_seen
 from driftline.stream.turns import Turns
 
@@ -86,6 +86,10 @@ class Worker:
         self._clock = clock
         self._stopping = asyncio.Event()
         self._labels = {"pipeline": operator.pipeline, "service": operator.service, "topic": operator.topic}
+        where = {**self._labels, "partition": str(partition)}
+        self._lag = metric("driftline_lag_messages").labels(**where)
+        self._age = metric("driftline_lag_seconds").labels(**where)
+        self._progress = metric("driftline_progress_timestamp_seconds").labels(**where)
         self._moved_at = clock.monotonic_s()
         self._position = 0
         self._session: _Session | None = None
@@ -110,6 +114,7 @@ class Worker:
                 await session.forgive()
                 raise
             except Recoverable as fault:
+                session.tell_fenced(fault)
                 failures = 0 if self._position > before else failures + 1
                 log.warning("acquiring again", **self._labels, partition=self._partition, because=str(fault))
                 await session.forgive()
@@ -133,11 +138,10 @@ class Worker:
         await session.mark()
 
     def _observe(self, session: _Session) -> None:
-        labels = {**self._labels, "partition": str(self._partition)}
-        metric("driftline_lag_messages").labels(**labels).set(max(0, session.end - session.position))
         now_ms = self._clock.now_ms()
-        metric("driftline_lag_seconds").labels(**labels).set((now_ms - session.applied_ms) / 1000 if self.behind else 0)
-        metric("driftline_progress_timestamp_seconds").labels(**labels).set((now_ms - 1000 * self.stalled_s()) / 1000)
+        self._lag.set(max(0, session.end - session.position))
+        self._age.set((now_ms - session.applied_ms) / 1000 if self.behind else 0)
+        self._progress.set((now_ms - 1000 * self.stalled_s()) / 1000)
 
     @property
     def behind(self) -> bool:
@@ -215,9 +219,10 @@ class _Session:
             for stage in ("decode", "open", "step", "send", "commit")
         }
         self._sizes = metric("driftline_batch_messages").labels(pipeline=operator.pipeline, service=operator.service)
-        self._read = metric("driftline_messages_read_total").labels(
-            pipeline=operator.pipeline, service=operator.service, topic=operator.topic
-        )
+        where = {"pipeline": operator.pipeline, "service": operator.service, "topic": operator.topic}
+        self._read = metric("driftline_messages_read_total").labels(**where)
+        self._hops = distribution("driftline_hop_duration_seconds").labels(**where)
+        self._commits = {} if operator.ledger is None else commits_of(operator)
 
     @property
     def end(self) -> int:
@@ -279,6 +284,11 @@ class _Session:
             raise Recoverable("the last applied record could not be read")
         if polled.anchor(polled.first + 1) != entry.anchor:
             raise Fatal(self._worded(f"the record at {entry.anchor[0]} is not the one that was applied: this is another log"))
+
+    def tell_fenced(self, fault: Recoverable) -> None:
+        """Count it where another process moved the ledger."""
+        if isinstance(fault, Fenced):
+            self._commits["fenced"].inc()
 
     def _worded(self, fault: str) -> str:
         where = f"{self._operator.topic}[{self._partition}]"
@@ -371,12 +381,9 @@ class _Session:
             state = Rows.of(effects.state)
             entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
             with self._timed("commit"):
-                await self._ledger.commit(entry, state)
+                await self._commit(self._ledger, entry, state)
             if len(state):
                 self._row_bytes = int(state.rows.lengths.sum()) / len(state)
-            metric("driftline_ledger_commits_total").labels(
-                pipeline=self._operator.pipeline, service=self._operator.service, result="applied"
-            ).inc()
         self._operator.dead_letters.sent(self._operator.topic, refused)
         self._seen = seen
         self.position = batch.next_offset
@@ -384,7 +391,18 @@ class _Session:
         self.applied_ms = int(polled.timestamps[end - 1])
         await self._progress()
         self._read.inc(end - first)
+        self._hops.observe((self._clock.now_ms() - polled.timestamps[first:end]) / 1000)
         self._tally(effects, len(batch) - len(fresh), len(refused))
+
+    async def _commit(self, ledger: Ledger, entry: Entry, state: Rows) -> None:
+        try:
+            await ledger.commit(entry, state)
+        except Fenced:  # counted by whoever acquires again
+            raise
+        except Recoverable:
+            self._commits["unknown"].inc()
+            raise
+        self._commits["applied"].inc()
 
     async def _load(self, batch: Batch) -> None:
         """Give the core the rows that it lacks, each read together with the ledger; a core may ask again for what a row names."""
@@ -470,3 +488,12 @@ class _Session:
                     raise
             except Exception as error:  # whatever is wrong with a client that is thrown away anyway
                 log.warning("closing", service=self._operator.service, partition=self._partition, because=repr(error))
+
+
+def commits_of(operator: Operator) -> dict[str, Series]:
+    """The counters of an operator's commits by result, all at 0 from the start, or else the first one that is fenced were no rise."""
+    counter = metric("driftline_ledger_commits_total")
+    return {
+        result: counter.labels(pipeline=operator.pipeline, service=operator.service, result=result)
+        for result in ("applied", "fenced", "unknown")
+    }

@@ -6,9 +6,11 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from driftline.metrics import CATALOGUE, METRICS, metric, page
+from driftline.metrics import CATALOGUE, METRICS, Column, Distribution, Metric, distribution, metric, page
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for folder in ("libs", "services") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -48,14 +50,17 @@ def test_no_label_can_grow_without_bound():
 
 
 def labels_used() -> list[tuple[str, str, set[str] | None]]:
-    """Every `metric("name").labels(...)` in the sources: where, which, and the labels, None where they are handed on as a dict."""
+    """
+    Every `metric("name").labels(...)` and `distribution("name").labels(...)` in the sources: where, which, and the labels, None where
+    they are handed on as a dict.
+    """
     found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id == "metric"
+                and node.func.id in ("metric", "distribution")
                 and isinstance(node.args[0], ast.Constant)
             ):
                 found.append((path.name, str(node.args[0].value), None))
@@ -65,7 +70,7 @@ def labels_used() -> list[tuple[str, str, set[str] | None]]:
             if (
                 isinstance(inner, ast.Call)
                 and isinstance(inner.func, ast.Name)
-                and inner.func.id == "metric"
+                and inner.func.id in ("metric", "distribution")
                 and isinstance(inner.args[0], ast.Constant)
             ):
                 names = {keyword.arg for keyword in node.keywords}
@@ -99,3 +104,39 @@ def test_every_metric_of_the_catalogue_is_told_somewhere():
         path.read_text() for folder in ("libs", "services") for path in (ROOT / folder).rglob("*.py") if path.name != "metrics.py"
     )
     assert [one.name for one in METRICS if f'"{one.name}"' not in source] == []
+
+
+def test_a_column_is_told_as_a_histogram_told_one_by_one():
+    """
+    The same text for Prometheus, bounds themselves and values beyond the last included.
+    """
+    declared = Metric("driftline_waits_seconds", "histogram", "seconds", ("service",), "How long.", (0.5, 1.0, 2.5))
+    one_by_one, by_column = CollectorRegistry(), CollectorRegistry()
+    plain = Histogram(declared.name, declared.meaning, declared.labels, buckets=declared.buckets, registry=one_by_one)
+    columns = Distribution(declared)
+    by_column.register(columns)
+    for values in ([0.25, 0.5, 7.0], [1.0, 1.25], []):
+        columns.labels(service="feature").observe(np.array(values))
+        for value in values:
+            plain.labels(service="feature").observe(value)
+    assert generate_latest(by_column) == generate_latest(one_by_one)
+    assert b'le="2.5",service="feature"} 4.0' in generate_latest(by_column)
+
+
+def test_a_distribution_that_is_not_declared_or_lacks_a_label_is_refused():
+    """
+    As with every other metric.
+    """
+    with pytest.raises(KeyError):
+        distribution("driftline_made_up_seconds")
+    with pytest.raises(KeyError, match="arm"):
+        distribution("driftline_prediction_score").labels(pipeline="flights")
+
+
+def test_a_series_is_the_same_each_time_it_is_asked_for():
+    """
+    Or else what was counted would be forgotten.
+    """
+    first: Column = distribution("driftline_prediction_score").labels(pipeline="again", arm="champion")
+    first.observe(np.array([0.5]))
+    assert distribution("driftline_prediction_score").labels(pipeline="again", arm="champion").counts.sum() == 1

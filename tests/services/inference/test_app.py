@@ -12,7 +12,7 @@ import pytest
 from driftline.contracts.avro import pack_strings
 from driftline.contracts.messages import Arm, Deployment, Source, as_messages
 from driftline.errors import Invalid, Recoverable
-from driftline.metrics import metric
+from driftline.metrics import distribution, metric
 from driftline.pipeline import load_pipeline
 from driftline.stream.batch import Batch, Effects, Messages, Table, Varlen
 from services.inference.app import Deployed, count
@@ -104,13 +104,16 @@ def test_without_a_verdict_nothing_is_answered_yet(inference: Inference) -> None
     assert inference.missing(rows(1)) == set()
 
 
+SCORES = np.array([0.07, 0.18, 0.22, 0.52, 0.97], np.float32)
+
+
 def test_predictions_are_counted_by_arm_and_flag():
     """
-    One with two flags counts under each; one with none counts as none.
+    One with two flags counts under each; one with none counts as none. Scores are counted by arm, in twentieths.
     """
     arms = Varlen.of(["champion", "canary"]).take(np.array([0, 1, 1, 0, 0]))
     flags = Varlen.of([pack_strings([]), pack_strings(["degraded", "no_score"])]).take(np.array([0, 0, 1, 0, 1]))
-    said = Messages("predictions", "prediction", None, {"arm": arms, "flags": flags}, np.arange(5))
+    said = Messages("predictions", "prediction", None, {"arm": arms, "flags": flags, "score": SCORES}, np.arange(5))
     count("counted", Effects(messages=[said]))
 
     def told(arm: str, flag: str) -> float:
@@ -118,3 +121,8 @@ def test_predictions_are_counted_by_arm_and_flag():
 
     assert [told("champion", flag) for flag in ("none", "degraded", "no_score")] == [2, 1, 1]
     assert [told("canary", flag) for flag in ("none", "degraded", "no_score")] == [1, 1, 1]
+    scores = distribution("driftline_prediction_score")
+    assert [scores.labels(pipeline="counted", arm=arm).counts.nonzero()[0].tolist() for arm in ("champion", "canary")] == [
+        [1, 10, 19],
+        [3, 4],
+    ]

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from prometheus_client import REGISTRY
 
 from driftline.clock import SystemClock
 from driftline.contracts.messages import ClockRecord, Deployment, End, Source, Writer, as_messages
@@ -352,6 +353,9 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
         await until(lambda: has(upstream, {"p29", "q0"}))
         await asyncio.sleep(2.0)
         assert not task.done()
+    counted = {"pipeline": upstream.name, "service": "intake", "topic": upstream.payments}
+    assert REGISTRY.get_sample_value("driftline_hop_duration_seconds_count", counted) == 32  # the refused too
+    assert [REGISTRY.get_sample_value("driftline_lag_messages", {**counted, "partition": one}) for one in ("0", "1")] == [0, 0]
     log = await upstream.log()
     cards = {n: int(partitions_of(Varlen.of([f"c{n % 7}"]), PARTITIONS)[0]) for n in range(30)}
     for partition, records in log.items():

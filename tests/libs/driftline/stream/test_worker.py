@@ -28,7 +28,7 @@ from driftline.stream import worker as worker_module
 from driftline.stream.batch import Batch, Effects, Messages, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
-from driftline.stream.ledger import DECODE, ENCODE, Entry, MemoryLedger, MemoryStore
+from driftline.stream.ledger import DECODE, ENCODE, Entry, Fenced, MemoryLedger, MemoryStore
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.worker import Operator, Worker
 
@@ -210,6 +210,18 @@ async def test_a_copy_on_the_log_has_no_effect(bench: Bench):
     assert (expected(40), 0) == await bench.outcomes()
 
 
+class FencedOnce(MemoryLedger):
+    """Its first commit finds that another process has moved the ledger."""
+
+    fenced: ClassVar[set[str]] = set()
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        if self._prefix.decode() not in self.fenced:
+            self.fenced.add(self._prefix.decode())
+            raise Fenced("another process moved the ledger during the commit")
+        await super().commit(entry, rows)
+
+
 class DiesBeforeCommit(MemoryLedger):
     """Every third commit fails after the messages were acked, before anything is written."""
 
@@ -380,6 +392,22 @@ async def test_every_record_that_was_read_is_accounted_for(bench: Bench):
     became = {outcome: told("driftline_messages_total", outcome=outcome, **labels) for outcome in ("applied", "duplicate", "dead_lettered")}
     assert became == {"applied": 40, "duplicate": 30, "dead_lettered": 1}
     assert told("driftline_messages_read_total", **labels) == 71
+    assert told("driftline_hop_duration_seconds_count", **labels) == 71
+    commits = {name: value for name, value in labels.items() if name != "topic"}
+    assert told("driftline_ledger_commits_total", result="fenced", **commits) == 0
+    assert told("driftline_ledger_commits_total", result="unknown", **commits) == 1
+
+
+async def test_a_commit_that_is_fenced_is_counted(bench: Bench):
+    """
+    So that somebody sees that two processes own one partition.
+    """
+    bench.ledger_kind = FencedOnce
+    await bench.publish(30)
+    await bench.run_until(30)
+    labels = {"pipeline": bench.name, "service": "toy"}
+    assert told("driftline_ledger_commits_total", result="fenced", **labels) == 1
+    assert told("driftline_ledger_commits_total", result="unknown", **labels) == 0
 
 
 def told(name: str, **labels: str) -> float | None:
