@@ -114,7 +114,7 @@ class Worker:
                 await session.forgive()
                 raise
             except Recoverable as fault:
-                session.tell_fenced(fault)
+                session.tell(fault)
                 failures = 0 if self._position > before else failures + 1
                 log.warning("acquiring again", **self._labels, partition=self._partition, because=str(fault))
                 await session.forgive()
@@ -206,6 +206,7 @@ class _Session:
         self._end = 0  # as last asked for
         self._idle_since = self._marked_at = self._heard_at = self._ended_at = clock.monotonic_s()
         self._marked = -1
+        self._committing = False
         self.position = 0
         self.applied_ms = clock.now_ms()  # timestamp of the last record applied
         self._count = {
@@ -285,10 +286,12 @@ class _Session:
         if polled.anchor(polled.first + 1) != entry.anchor:
             raise Fatal(self._worded(f"the record at {entry.anchor[0]} is not the one that was applied: this is another log"))
 
-    def tell_fenced(self, fault: Recoverable) -> None:
-        """Count it where another process moved the ledger."""
+    def tell(self, fault: Recoverable) -> None:
+        """Count it where another process moved the ledger, or where the store did not say whether it committed."""
         if isinstance(fault, Fenced):
             self._commits["fenced"].inc()
+        elif self._committing:
+            self._commits["unknown"].inc()
 
     def _worded(self, fault: str) -> str:
         where = f"{self._operator.topic}[{self._partition}]"
@@ -380,10 +383,13 @@ class _Session:
         if self._ledger is not None:
             state = Rows.of(effects.state)
             entry = self._entry(batch.next_offset, seen, polled.anchor(batch.next_offset))
+            self._committing = True
             with self._timed("commit"):
-                await self._commit(self._ledger, entry, state)
+                await self._ledger.commit(entry, state)
             if len(state):
                 self._row_bytes = int(state.rows.lengths.sum()) / len(state)
+            self._committing = False
+            self._commits["applied"].inc()
         self._operator.dead_letters.sent(self._operator.topic, refused)
         self._seen = seen
         self.position = batch.next_offset
@@ -393,16 +399,6 @@ class _Session:
         self._read.inc(end - first)
         self._hops.observe((self._clock.now_ms() - polled.timestamps[first:end]) / 1000)
         self._tally(effects, len(batch) - len(fresh), len(refused))
-
-    async def _commit(self, ledger: Ledger, entry: Entry, state: Rows) -> None:
-        try:
-            await ledger.commit(entry, state)
-        except Fenced:  # counted by whoever acquires again
-            raise
-        except Recoverable:
-            self._commits["unknown"].inc()
-            raise
-        self._commits["applied"].inc()
 
     async def _load(self, batch: Batch) -> None:
         """Give the core the rows that it lacks, each read together with the ledger; a core may ask again for what a row names."""
