@@ -362,8 +362,8 @@ MUTANTS = (
     Mutant(
         "the newest deployment",
         "Inference scores by the newest deployment that it knows, not by the one that the row names.",
-        f"{INFERENCE}:Inference._answered",
-        (("deployment = self._deployments[version]", "deployment = self._deployments[max(self._deployments)]"),),
+        f"{INFERENCE}:Inference._by_deployment",
+        (("yield self._deployments[version],", "yield self._deployments[max(self._deployments)],"),),
         only="stateless",
     ),
     Mutant(
