@@ -96,6 +96,19 @@ def up(
 
 
 @app.command()
+def topics(
+    name: Name = None,
+    partitions: Annotated[int, typer.Option(help="Partitions of each data topic; they cannot be changed later.")] = 2,
+    upstream: Annotated[bool, typer.Option("--upstream", help="The applications' topics too, where nobody else makes them.")] = False,
+) -> None:
+    """Create the topics of a pipeline that do not exist yet: once, before its services start. Those that exist stay as they are."""
+    from driftline.operate.addresses import kafka_of
+    from driftline.operate.creation import make_topics
+
+    asyncio.run(make_topics(kafka_of(), _declared(name), partitions, upstream=upstream))
+
+
+@app.command()
 def run(
     service: Annotated[str, typer.Argument(help=", ".join(SERVICES))],
     pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Folder in pipelines/.")],

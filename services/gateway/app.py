@@ -67,13 +67,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     connections_max: int = 1_000
     live_max: int = 100
     upstream_format: Literal["json", "avro"] = "json"
+    ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
 
 
 def build(settings: Settings, clock: Clock) -> Process:
     """The process: the gateway, and the ops that every service has."""
-    ops = Ops("gateway", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None)
+    ops = Ops("gateway", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None, settings.ops_host)
     return Process("gateway", [make(settings, clock, lambda url: ops.tell(http=url))], ops)
 
 

@@ -70,6 +70,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     replay: bool = False
     pii_key: str = ""
     dead_letters_max: int = 10_000
+    ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
 
@@ -552,4 +553,6 @@ def build(settings: Settings, clock: Clock) -> Process:
     """Everything that the process touches. Nothing connects before it runs."""
     pipeline = load_pipeline(settings.pipeline)
     part = IntakePart(settings, pipeline, Topics.of(pipeline), Registry(settings.registry), clock)
-    return Process("intake", [part], Ops("intake", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None))
+    return Process(
+        "intake", [part], Ops("intake", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None, settings.ops_host)
+    )

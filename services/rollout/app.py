@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     dead_letters_max: int = 10_000
     session_timeout_s: float = 6.0  # how long the group waits for a process that was killed
     replication: int = 1  # of the table's changelog
+    ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
 
@@ -76,7 +77,9 @@ DECODE = msgspec.msgpack.Decoder(Entry).decode
 def build(settings: Settings, clock: Clock) -> Process:
     """The process, wired; nothing connects before it runs."""
     part = ControlPlane(settings, load_pipeline(settings.pipeline), clock)
-    return Process("rollout", [part], Ops("rollout", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None))
+    return Process(
+        "rollout", [part], Ops("rollout", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None, settings.ops_host)
+    )
 
 
 class Folding:

@@ -47,6 +47,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model_store: str = "/var/lib/driftline/models"
     kafka: str = "127.0.0.1:9092"
     dead_letters_max: int = 10_000
+    ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
 
@@ -57,7 +58,9 @@ def build(settings: Settings, clock: Clock) -> Process:
     store = BundleStore(Path(settings.model_store), trusts=load_public_key(settings.model_public_key))
     key = load_private_key(settings.model_private_key)
     trainer = Trainer(pipeline, settings.kafka, Registry(settings.registry), store, key, clock, settings.dead_letters_max)
-    return Process("trainer", [trainer], Ops("trainer", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None))
+    return Process(
+        "trainer", [trainer], Ops("trainer", settings.ops_port, Path(settings.run_dir) if settings.run_dir else None, settings.ops_host)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -462,14 +463,19 @@ def _level_routes(api: FastAPI, registry: Registry) -> None:
         return {"compatibility": await registry.set_level(subject, word)}
 
 
-def main() -> None:
-    """`python -m driftline.local.registry --kafka host:port --port N`"""
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command line says. Ends the process with words when it is wrong."""
     words = argparse.ArgumentParser(prog="driftline.local.registry", description="Confluent-compatible schema registry on a Kafka topic.")
     words.add_argument("--kafka", required=True, help="host:port of the Kafka that keeps the schemas")
     words.add_argument("--port", type=int, default=8081)
     words.add_argument("--host", default="127.0.0.1")
     words.add_argument("--identity", default="", help="given back at /v1/metadata/id")
-    given = words.parse_args()
+    return words.parse_args(arguments)
+
+
+def main() -> None:
+    """`python -m driftline.local.registry --kafka host:port --port N`"""
+    given = parse_arguments(sys.argv[1:])
     topic = SchemaTopic(given.kafka)
     api = interface(Registry(Subjects(), topic), topic, given.identity)
     uvicorn.run(api, host=given.host, port=given.port, log_level="warning", access_log=False)

@@ -44,6 +44,14 @@ def find_addresses(environment: Mapping[str, str] = os.environ, folder: Path = F
     return Addresses(found["kafka"], found["redis"], found["registry"], run_dir)
 
 
+def kafka_of(environment: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> str:
+    """DRIFTLINE_KAFKA alone, for who needs nothing else. Raises Fatal when neither it nor a stack is there."""
+    found = environment.get("DRIFTLINE_KAFKA") or _stack(folder / "stack.json").get("kafka", "")
+    if not found:
+        raise Fatal(f"DRIFTLINE_KAFKA is not set, and no stack runs in {folder}")
+    return found
+
+
 def environment_of(
     addresses: Addresses, pipeline: str, environment: Mapping[str, str] = os.environ, folder: Path = FOLDER
 ) -> dict[str, str]:

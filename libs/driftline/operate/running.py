@@ -16,16 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from aiokafka.admin import NewTopic
-
-from driftline.contracts.topics import SERVICES, Topics
+from driftline.contracts.topics import SERVICES
 from driftline.errors import Fatal
 from driftline.local.door import open_door, read_http
 from driftline.local.stack import Stack
 from driftline.models.bundle import generate_keys
 from driftline.operate.addresses import KEPT, find_addresses
+from driftline.operate.creation import make_topics
 from driftline.pipeline import Pipeline, load_pipeline, pipelines_folder
-from driftline.stream.kafka import create_topics, ensure_topics
 
 LOOK_EVERY_S = 0.5
 
@@ -43,7 +41,7 @@ def run_all(name: str, *, local: bool, partitions: int, folder: Path) -> int:
     stack = Stack(folder)
     try:
         stack.start(lambda what, address, seconds: print(f"{what:<9} {address}  up in {seconds:.1f} s", flush=True))
-        asyncio.run(_make_topics(stack, pipeline, partitions, upstream=local))
+        asyncio.run(make_topics(stack.environment()["DRIFTLINE_KAFKA"], pipeline, partitions, upstream=local))
         _start(stack, pipeline, _environment(folder.resolve(), pipeline))
         print(f"{name}: {len(SERVICES)} services; logs in {stack.logs}. driftline status {name}. Ctrl-C stops everything", flush=True)
         said = False
@@ -55,14 +53,6 @@ def run_all(name: str, *, local: bool, partitions: int, folder: Path) -> int:
         return 0
     finally:
         stack.stop()
-
-
-async def _make_topics(stack: Stack, pipeline: Pipeline, partitions: int, *, upstream: bool) -> None:
-    """The pipeline's topics; and, on a broker that has nobody else, those of the applications."""
-    kafka = stack.environment()["DRIFTLINE_KAFKA"]
-    await ensure_topics(kafka, Topics.of(pipeline), partitions)
-    if upstream:
-        await create_topics(kafka, [NewTopic(stream.topic, partitions, 1) for stream in pipeline.streams])
 
 
 def _told() -> threading.Event:

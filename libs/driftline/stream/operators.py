@@ -40,6 +40,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     replicas: int = 1
     records_max: int = 4_000
     dead_letters_max: int = 10_000
+    ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
 
@@ -52,7 +53,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 def ops(settings: WorkerSettings, service: str) -> Ops:
     """The process's own HTTP server."""
-    return Ops(service, settings.ops_port, Path(settings.run_dir) if settings.run_dir else None)
+    return Ops(service, settings.ops_port, Path(settings.run_dir) if settings.run_dir else None, settings.ops_host)
 
 
 class Wiring(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from driftline.metrics import metric
 STALL_S = 30.0
 DRAIN_S = 20.0
 REQUEST_BYTES_MAX = 8 << 10
+EVERYWHERE = "0.0.0.0"
 
 
 class Part(Protocol):
@@ -59,7 +61,7 @@ class Ops:
         self._troubles = troubles
         self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=REQUEST_BYTES_MAX)
         host, port = self._server.sockets[0].getsockname()[:2]
-        self.tell(ops=f"http://{host}:{port}", pid=os.getpid())
+        self.tell(ops=f"http://{_reachable(host)}:{port}", pid=os.getpid())
 
     def tell(self, **addresses: object) -> None:
         """Add to what is written for whoever started the process."""
@@ -93,6 +95,16 @@ class Ops:
             body = json.dumps({"ready": not troubles, "troubles": troubles}).encode()
             return ("503 Service Unavailable" if troubles else "200 OK"), "application/json", body
         return "404 Not Found", "text/plain", b"there are /metrics, /healthz and /readyz\n"
+
+
+def _reachable(host: str) -> str:
+    """Where others find who listens on every address: at this machine's own, where it knows one."""
+    if host != EVERYWHERE:
+        return host
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:  # a machine without a name: only itself is left to ask
+        return "127.0.0.1"
 
 
 class Process:
