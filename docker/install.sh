@@ -11,7 +11,8 @@ python -m venv --without-pip /opt/driftline
 /opt/all/bin/uv pip sync --require-hashes --compile-bytecode --python /opt/driftline/bin/python selected.txt
 /opt/all/bin/uv pip install --offline --no-deps --compile-bytecode --python /opt/driftline/bin/python dist/*.whl
 /opt/all/bin/uv pip check --python /opt/driftline/bin/python
-NUMBA_CACHE_DIR=/opt/driftline/numba DRIFTLINE_SCHEMAS=/build/schemas /opt/driftline/bin/python -c '
+# -P: numba knows a loop by the path of its file, which has to be the installed one, not the one beside this.
+NUMBA_CACHE_DIR=/opt/driftline/numba DRIFTLINE_SCHEMAS=/build/schemas /opt/driftline/bin/python -P -c '
 import importlib, sys
 from driftline.contracts.avro import warm
 for module in sys.argv[1:]:

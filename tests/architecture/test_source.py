@@ -193,6 +193,7 @@ def test_tests_have_no_packages() -> None:
 
 # Test files of which some tests need a device or a program that driftline does not bring.
 NOT_EVERYWHERE = {
+    "tests/deploy/test_kubernetes.py",
     "tests/libs/driftline/models/test_devices.py",
     "tests/libs/driftline/operate/test_mlflow_mirror.py",
     "tests/services/gateway/test_stock_clients.py",

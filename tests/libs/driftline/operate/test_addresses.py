@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from driftline.errors import Fatal, Invalid
-from driftline.operate.addresses import environment_of, find_addresses, one_pipeline, pipeline_names
+from driftline.operate.addresses import environment_of, find_addresses, kafka_of, one_pipeline, pipeline_names
 
 STACK = {"kafka": "k:1", "redis": "redis://r", "registry": "http://s"}
 
@@ -72,3 +72,14 @@ def test_the_only_pipeline_need_not_be_named(tmp_path: Path, monkeypatch: pytest
     assert pipeline_names() == ["a", "b"]
     with pytest.raises(Invalid, match="holds a, b"):
         one_pipeline(None)
+
+
+def test_who_needs_kafka_alone_is_asked_for_nothing_else(tmp_path: Path):
+    """
+    The variable, or the stack; neither is an error that names it.
+    """
+    assert kafka_of({"DRIFTLINE_KAFKA": "mine:2"}, tmp_path) == "mine:2"
+    with pytest.raises(Fatal, match="DRIFTLINE_KAFKA is not set"):
+        kafka_of({}, tmp_path)
+    (tmp_path / "stack.json").write_text(json.dumps(STACK))
+    assert kafka_of({}, tmp_path) == "k:1"

@@ -73,6 +73,20 @@ async def through(folder: Path, parts: list[Part], asking: Callable[[str], Await
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_who_listens_everywhere_tells_an_address_that_others_can_ask(tmp_path: Path) -> None:
+    """
+    In a container: the file is read from another one, for which 0.0.0.0 would be itself.
+    """
+    ops = Ops("toy", 0, tmp_path, "0.0.0.0")
+    await ops.start(list)
+    try:
+        told = json.loads((tmp_path / "toy.json").read_text())["ops"]
+        assert "0.0.0.0" not in told
+        assert await get(told, "/readyz") == (200, b'{"ready": true, "troubles": []}')
+    finally:
+        await ops.stop()
+
+
 async def test_a_process_that_works_is_alive_and_ready_and_shows_its_metrics(tmp_path: Path) -> None:
     """
     Each endpoint answers; others are not there.
