@@ -26,9 +26,8 @@ COPY services services
 COPY schemas schemas
 RUN /opt/all/bin/python -m hatchling build --target wheel --directory dist
 COPY docker/selected.py docker/install.sh docker/
-# The processor that loops are compiled for: generic runs on every machine of an architecture; x86-64-v3 on those since 2013.
-ARG NUMBA_CPU_NAME=generic
-ENV NUMBA_CPU_NAME=${NUMBA_CPU_NAME} NUMBA_CPU_FEATURES=
+# Loops are compiled for every processor of the architecture, not for that of the builder, which no other may have.
+ENV NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=
 
 FROM packages AS serve-packages
 RUN sh docker/install.sh serve \
@@ -48,7 +47,6 @@ RUN sh docker/install.sh tools \
 
 # What all images share. The root file system may be read-only: what is written goes to /tmp, to the model store, and to the run dir.
 FROM python:${PYTHON}-slim-bookworm AS base
-ARG NUMBA_CPU_NAME=generic
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="driftline" \
       org.opencontainers.image.description="Real-time machine learning on Kafka that closes its own loop" \
@@ -60,7 +58,7 @@ ENV PATH=/opt/driftline/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
-    NUMBA_CPU_NAME=${NUMBA_CPU_NAME} \
+    NUMBA_CPU_NAME=generic \
     NUMBA_CPU_FEATURES= \
     DRIFTLINE_PIPELINES=/srv/driftline/pipelines \
     DRIFTLINE_SCHEMAS=/srv/driftline/schemas \
