@@ -60,6 +60,18 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "oip_infer_version": Role.SCORER,
         # the document
         "openapi": Role.ANYONE,
+        # the console: its pages, and the commands of its forms, which need what they need elsewhere
+        "page_loop": Role.VIEWER,
+        "page_model": Role.VIEWER,
+        "page_approve_model": Role.APPROVER,
+        "page_promote_model": Role.APPROVER,
+        "page_pause_rollout": Role.OPERATOR,
+        "page_resume_rollout": Role.OPERATOR,
+        "page_roll_back_model": Role.OPERATOR,
+        "page_log_in": Role.ANYONE,
+        "log_in": Role.ANYONE,
+        "log_out": Role.ANYONE,
+        "console_file": Role.ANYONE,
     }
 )
 
@@ -108,10 +120,14 @@ class Access:
     def admit(self, request: Request, needed: Role) -> Holder:
         """Who asks. Raises Problem: 401 without a good token, 403 with one that may not, 429 where it asks too often."""
         holder = self._holder(request, needed)
+        self.permit(holder, needed)
+        return holder
+
+    def permit(self, holder: Holder, needed: Role) -> None:
+        """Let a holder who is known do one thing. Raises Problem: 403 or 429."""
         if not holder.may(needed):
             raise Problem(403, "forbidden", f"this needs the role {needed}; the token of {holder.name} does not have it")
         self.charge(holder)
-        return holder
 
     def charge(self, holder: Holder, cost: int = 1) -> None:
         """Take so many questions from the holder's rate. Raises Problem."""
@@ -120,7 +136,8 @@ class Access:
 
     def _holder(self, request: Request, needed: Role) -> Holder:
         if self.tokens is None:
-            return _neighbour(request)
+            refuse_stranger(request)
+            return EVERYBODY
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         holder = self.tokens.holder(token.strip()) if scheme.lower() == "bearer" and token else None
         if holder is None and needed is Role.ANYONE:
@@ -130,15 +147,14 @@ class Access:
         return holder
 
 
-def _neighbour(request: Request) -> Holder:
+def refuse_stranger(request: Request) -> None:
     """
-    Whoever is on this machine, where there are no tokens. A page of somebody else's that is open in a browser here is on this machine too:
-    it says so, by its origin, or by the name that it calls us. Raises Problem.
+    Where there are no tokens, whoever is on this machine is let in. A page of somebody else's that is open in a browser here is on this
+    machine too: it says so, by its origin, or by the name that it calls us. Raises Problem.
     """
     own = request.url.hostname in LOOPBACK and request.headers.get("Origin") in (None, f"http://{request.headers.get('Host', '')}")
     if not own:
         raise Problem(403, "forbidden", "without tokens this gateway answers programs of this machine alone, not pages of other sites")
-    return EVERYBODY
 
 
 def retry_after(wait_s: float) -> dict[str, str]:
@@ -162,13 +178,18 @@ class Guarded(APIRoute):
 
         async def guarded(request: Request) -> Response:
             access: Access = request.app.state.access
-            request.state.holder = access.admit(request, self.needed)
+            self.admit(request)
             if request.path_params.get("pipeline", access.pipeline) != access.pipeline:
                 raise Problem(404, "not-found", f"this gateway has the pipeline {access.pipeline}")
             response: Response = await handler(request)
             return response
 
         return guarded
+
+    def admit(self, request: Request) -> None:
+        """Who asks goes into the request's state. Raises Problem when they may not."""
+        access: Access = request.app.state.access
+        request.state.holder = access.admit(request, self.needed)
 
 
 def refuse_unguarded(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from driftline.contracts.messages import Deployment, Operator
 from driftline.contracts.topics import Topics
 from driftline.operate.commands import operator_command, retrain_command
 
@@ -65,14 +66,22 @@ def add_routes(app: FastAPI) -> None:
 def _command(action: str) -> Handler:
     async def command(request: Request, pipeline: PipelineName, body: answers.Command, wait_s: Wait = None) -> Response:
         site = site_of(request)
-        told = operator_command(site.clock, action, body.model, body.reason, request.state.holder.name)
-        answer = await site.desk.to_rollout(told, _wait_s(site, wait_s))
+        told, answer = await give(site, action, body, request.state.holder.name, _wait_s(site, wait_s))
         if answer is None:
             return _later(told.id, Topics.of(site.pipeline).control.name)
         moved = answers.Moved(command=told.id, moved=answer.move != "nothing", deployment=answers.Deployment.of(answer))
         return JSONResponse(moved.model_dump())
 
     return command
+
+
+async def give(site: Site, action: str, body: answers.Command, who: str, wait_s: float) -> tuple[Operator, Deployment | None]:
+    """
+    Publish an operator's command in the name of `who`, for JSON and forms alike: the command, and the rollout's answer if it comes in time.
+    Raises Recoverable when it could not be published.
+    """
+    told = operator_command(site.clock, action, body.model, body.reason, who)
+    return told, await site.desk.to_rollout(told, wait_s)
 
 
 async def retrain(request: Request, pipeline: PipelineName, body: answers.RetrainCommand, wait_s: Wait = None) -> Response:

@@ -21,6 +21,7 @@ from driftline.stream.process import Part
 
 from . import command_routes, inference_protocol, live, problems, read_routes, score_routes
 from .access import Guarded, refuse_unguarded
+from .console import routes as console
 from .document import document, event_name
 from .site import Site
 
@@ -40,6 +41,7 @@ def make_app(site: Site) -> FastAPI:
     live.add_routes(app)
     command_routes.add_routes(app)
     inference_protocol.add_routes(app)
+    console.add_routes(app)
     app.get("/openapi.json", operation_id="openapi", include_in_schema=False)(_openapi)
     refuse_unguarded(app)
     app.state.document = document(app, site.pipeline, site.version, site.example)

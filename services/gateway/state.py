@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from driftline.clock import Clock
 from driftline.contracts.messages import Deployment, Report
+from driftline.contracts.topics import LOOP
 from driftline.errors import Rejected
+from driftline.local.progress import read_metrics
 from driftline.operate.addresses import Addresses
 from driftline.operate.board import Board, Commanded, Refusals
 from driftline.operate.models import History
 from driftline.operate.predictions import Prediction
+from driftline.operate.pulse import Hop, Pulse, hops_in
 from driftline.operate.status import Lag, Status, read_lags, read_services
 from driftline.operate.trace import Place, Trace, read_trace
 from driftline.pipeline import Pipeline
@@ -53,6 +56,9 @@ class State:
         self._services: dict[str, str] = {}
         self._lags: list[Lag] = []
         self._asked_s = float("-inf")
+        self._feeling = asyncio.Lock()
+        self._pulse = Pulse()
+        self._felt_s = float("-inf")
 
     def history(self) -> History:
         """Releases, moves, and the deployment in force."""
@@ -91,6 +97,23 @@ class State:
                 self._asked_s = self._clock.monotonic_s()
         reports = self._board.reports()
         return Status(dict(self._services), list(self._lags), self.deployment(), reports[-1] if reports else None)
+
+    async def hops(self) -> dict[tuple[str, str], Hop]:
+        """
+        What each service of this machine reads of each topic, how fast and how old, by service and topic, as it was a moment ago at most.
+        Empty where the services run elsewhere.
+        """
+        async with self._feeling:
+            if self._clock.monotonic_s() - self._felt_s > STATUS_KEPT_S:
+                asked = (asyncio.to_thread(read_metrics, self._addresses.run_dir, service) for service in LOOP)
+                samples = [sample for found in await asyncio.gather(*asked) for sample in found]
+                self._felt_s = self._clock.monotonic_s()
+                self._pulse.take(hops_in(samples, self._clock.now_ms() / 1000), self._felt_s)
+        return self._pulse.hops()
+
+    def answer_to(self, command: str) -> Deployment | None:
+        """The rollout's answer to an operator's command, once there is one."""
+        return self._board.answer_to(command)
 
     async def trace(self, id: str) -> Trace:
         """

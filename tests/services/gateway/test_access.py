@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,27 @@ MAY = {
     "approver": {"approve_model", "promote_model"},
 }
 OPEN = {"oip_server", "oip_server_live", "oip_server_ready", "openapi"}
+# Pages, which a browser's session opens: method and path of each.
+PAGES = {
+    "page_loop": ("get", "/"),
+    "page_model": ("get", "/{pipeline}/model"),
+    "page_approve_model": ("post", "/{pipeline}/model/approve"),
+    "page_promote_model": ("post", "/{pipeline}/model/promote"),
+    "page_pause_rollout": ("post", "/{pipeline}/model/pause"),
+    "page_resume_rollout": ("post", "/{pipeline}/model/resume"),
+    "page_roll_back_model": ("post", "/{pipeline}/model/rollback"),
+    "page_log_in": ("get", "/console/log-in"),
+    "log_in": ("post", "/console/log-in"),
+    "log_out": ("post", "/console/log-out"),
+    "console_file": ("get", "/console/files/x/console.css"),
+}
+PAGES_MAY = {
+    "viewer": {"page_loop", "page_model"},
+    "scorer": set(),
+    "operator": {"page_pause_rollout", "page_resume_rollout", "page_roll_back_model"},
+    "approver": {"page_approve_model", "page_promote_model"},
+}
+PAGES_OPEN = {"page_log_in", "log_in", "log_out", "console_file"}
 BODIES = {"score": {}, "score_batch": [{}], "oip_infer": {}, "oip_infer_version": {}}
 OPERATIONS = 30
 
@@ -87,13 +109,37 @@ def test_each_role_may_do_exactly_what_the_table_says(running: Any, role: str | 
     assert passed == wanted
 
 
+def opened(client: Any, running: Any, operation: str, word: str) -> bool:
+    """Whether the guard lets a browser through to a page or a form; a form is good enough to be read, and commands nothing."""
+    method, path = PAGES[operation]
+    form = {"data": {"word": word, "reason": ""}} if method == "post" else {}
+    answer = client.request(method, path.format(pipeline=running.pipeline.name), **form)
+    return operation in ("log_in", "log_out") or answer.status_code in (200, 422)
+
+
+@pytest.mark.parametrize("role", [None, *(role.value for role in GIVEN)])
+def test_each_role_may_open_exactly_the_pages_that_the_table_says(running: Any, role: str | None) -> None:
+    """
+    Every page and every form with a session of every role, and without one: let through, or refused, as the table says.
+    """
+    client, word = running.client(), ""
+    if role is not None:
+        client.post("/console/log-in", data={"token": running.tokens[role]})
+        found = re.search(r'name="word" value="([^"]+)"', client.get(f"/{running.pipeline.name}/model").text)
+        word = found[1] if found else ""
+    order = sorted(PAGES, key=lambda operation: operation in ("log_in", "log_out"))
+    passed = {operation for operation in order if opened(client, running, operation, word)}
+    assert passed == (PAGES_OPEN if role is None else PAGES_OPEN | PAGES_MAY["viewer"] | PAGES_MAY[role])
+
+
 def test_the_table_of_the_code_is_the_table_of_the_test() -> None:
     """
     One role for each operation, and no operation without.
     """
     told = {name: role for role, names in MAY.items() for name in names} | dict.fromkeys(OPEN, "anyone")
-    assert {name: role.value for name, role in ROLES.items()} == told
-    assert len(told) == OPERATIONS
+    pages = {name: role for role, names in PAGES_MAY.items() for name in names} | dict.fromkeys(PAGES_OPEN, "anyone")
+    assert {name: role.value for name, role in ROLES.items()} == told | pages
+    assert (len(told), set(pages)) == (OPERATIONS, set(PAGES))
 
 
 def test_without_a_token_and_without_the_role_the_answer_says_what_is_needed(running: Any) -> None:
