@@ -63,6 +63,11 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         # the console: its pages, and the commands of its forms, which need what they need elsewhere
         "page_loop": Role.VIEWER,
         "page_model": Role.VIEWER,
+        "page_quality": Role.VIEWER,
+        "page_events": Role.VIEWER,
+        "page_event": Role.VIEWER,
+        "page_dead_letters": Role.VIEWER,
+        "page_features": Role.VIEWER,
         "page_approve_model": Role.APPROVER,
         "page_promote_model": Role.APPROVER,
         "page_pause_rollout": Role.OPERATOR,

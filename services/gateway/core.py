@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from driftline.errors import Rejected
@@ -65,6 +66,10 @@ class Book(Generic[Answer]):
     def answer(self, id: str) -> Answer | None:
         """The answer to a question, while it is remembered."""
         return self._answers.get(id)
+
+    def newest(self, n: int) -> list[Answer]:
+        """The newest answers, the newest first."""
+        return list(islice(reversed(self._answers.values()), n))
 
     def ask(self, id: str, now_s: float) -> Standing:
         """Note that a question comes in. Raises Rejected, noting nothing, when too many wait already."""

@@ -55,6 +55,14 @@ class Served:
             )
         return named[0]
 
+    async def known(self, digest: str) -> Model | None:
+        """The model of this digest, or None where the store does not have it, or inference would not load it."""
+        async with self._one_by_one:
+            try:
+                return await asyncio.to_thread(self._bundles.model, digest) if digest else None
+            except Invalid:
+                return None
+
     async def load(self, named: Named) -> Model:
         """The model, warm. The first time it takes as long as the probe does."""
         async with self._one_by_one:

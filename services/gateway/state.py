@@ -13,6 +13,7 @@ from driftline.clock import Clock
 from driftline.contracts.messages import Deployment, Report
 from driftline.contracts.topics import LOOP
 from driftline.errors import Rejected
+from driftline.judge.summaries import Inputs
 from driftline.local.progress import read_metrics
 from driftline.operate.addresses import Addresses
 from driftline.operate.board import Board, Commanded, Refusals
@@ -20,7 +21,8 @@ from driftline.operate.models import History
 from driftline.operate.predictions import Prediction
 from driftline.operate.pulse import Hop, Pulse, hops_in
 from driftline.operate.status import Lag, Status, read_lags, read_services
-from driftline.operate.trace import Place, Trace, read_trace
+from driftline.operate.trace import Place, Trace, read_times, read_trace
+from driftline.operate.windows import Group
 from driftline.pipeline import Pipeline
 from driftline.stream.online import SEPARATOR, OnlineReader
 
@@ -84,6 +86,18 @@ class State:
         """The answer to a question, while it is among the newest."""
         return self._book.answer(id)
 
+    def newest_predictions(self, n: int) -> list[Prediction]:
+        """The newest answers that were given, the newest first."""
+        return self._book.newest(n)
+
+    def inputs(self, digest: str, newest: int) -> Inputs:
+        """The rows that a model was served, counted by bin, in the newest windows in which it was served any."""
+        return self._board.inputs(digest, newest)
+
+    def reliability(self, role: str, digest: str, newest: int) -> list[Group]:
+        """Matured answers of a model in a role, of the newest windows, grouped by score."""
+        return self._board.reliability(role, digest, newest)
+
     def is_waiting(self, id: str) -> bool:
         """Whether the question was published here, and its answer is not there yet."""
         return self._book.is_waiting(id)
@@ -130,6 +144,10 @@ class State:
             return await read_trace(self._addresses, self.pipeline, id, place)
         finally:
             self._traces -= 1
+
+    async def times(self, trace: Trace) -> dict[tuple[str, int, int], int]:
+        """When each message of a trace was written, in ms, by topic, partition and offset."""
+        return await read_times(self._addresses, trace)
 
     async def features(self, view: str, parts: Sequence[str], at_ms: int | None) -> Entity:
         """

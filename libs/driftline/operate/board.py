@@ -18,9 +18,12 @@ from typing import TypeVar
 from driftline.contracts.messages import Deployment, Operator, Report, Retrain, Source, Trained
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
+from driftline.judge.summaries import Inputs
 from driftline.operate.commands import facts_in
 from driftline.operate.dead_letters import Letter, letters_in
 from driftline.operate.models import History
+from driftline.operate.windows import Group as Reliable
+from driftline.operate.windows import Windows
 from driftline.stream.batch import Batch
 from driftline.stream.operators import Follower
 
@@ -90,6 +93,7 @@ class _Kept:
     answers: OrderedDict[int, Deployment] = field(default_factory=OrderedDict)  # by the offset on control that they answer
     counts: Counter[Group] = field(default_factory=Counter)
     samples: OrderedDict[Group, deque[Letter]] = field(default_factory=OrderedDict)
+    windows: Windows = field(default_factory=Windows)
 
 
 class Board:
@@ -120,6 +124,7 @@ class Board:
             _put(kept.retrains, {one.id: one for one in retrains})
             _put(kept.outcomes, {one.id: one for one in outcomes})
             self._take_commands(batch)
+            kept.windows.take(batch)
             for letter in letters:
                 self._take_letter(letter)
         self.changed.ring()
@@ -163,6 +168,16 @@ class Board:
         """Refused records by topic, service and reason."""
         with self._lock:
             return [Refusals(*group, self._kept.counts[group], tuple(newest)) for group, newest in sorted(self._kept.samples.items())]
+
+    def inputs(self, digest: str, newest: int) -> Inputs:
+        """The rows that a model was served, counted by bin, in the newest windows in which it was served any."""
+        with self._lock:
+            return self._kept.windows.inputs(digest, newest)
+
+    def reliability(self, role: str, digest: str, newest: int) -> list[Reliable]:
+        """Matured answers of a model in a role, of the newest windows, grouped by score."""
+        with self._lock:
+            return self._kept.windows.reliability(role, digest, newest)
 
     def answer_to(self, command: str) -> Deployment | None:
         """The rollout's answer to an operator's command."""

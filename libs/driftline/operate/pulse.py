@@ -84,16 +84,21 @@ class Pulse:
     def take(self, hops: Mapping[Place, Hop], at_s: float) -> None:
         """One look."""
         self._looks.append(_Look(at_s, hops))
-        while len(self._looks) > 2 and self._looks[1].at_s <= at_s - RATE_S:
+        while len(self._looks) > 2 and self._looks[0].at_s < at_s - RATE_S:
             self._looks.popleft()
         differing = {place for place, hop in hops.items() if hop.read != hop.settled}
         self._unbalanced = {place: self._unbalanced.get(place, at_s) for place in differing}
 
     def hops(self) -> dict[Place, Hop]:
-        """The hops of the last look, with rates since the first one that is not too old, and for how long the sums have differed."""
+        """
+        The hops of the last look, with rates since the first one that is not too old, or else the one before; and for how long the sums
+        have differed.
+        """
         if not self._looks:
             return {}
-        first, last = self._looks[0], self._looks[-1]
+        last = self._looks[-1]
+        lately = [look for look in self._looks if look.at_s >= last.at_s - RATE_S]
+        first = lately[0] if len(lately) > 1 else self._looks[0]
         found = {}
         for place, hop in last.hops.items():
             before = first.hops.get(place)

@@ -100,10 +100,26 @@ async def _written_ms(addresses: Addresses, topic: Topic, at: set[tuple[int, int
     written: dict[int, int] = {}
     for partition, offset in sorted(at):
         if partition not in written:
-            async with _reading(addresses, topic, partition) as source:
+            async with _reading(addresses, topic.name, partition) as source:
                 source.seek(offset)
                 polled = await source.poll(1, POLL_MS)
                 written[partition] = 0 if polled is None else int(polled.timestamps[0])
+    return written
+
+
+async def read_times(addresses: Addresses, trace: Trace) -> dict[tuple[str, int, int], int]:
+    """When each message of a trace was written, in ms, by its sender's wall clock, by topic, partition and offset."""
+    places: dict[tuple[str, int], set[int]] = {}
+    for found in (*trace.events, *trace.after):
+        places.setdefault((found.topic, found.partition), set()).add(found.offset)
+    written: dict[tuple[str, int, int], int] = {}
+    for (topic, partition), offsets in places.items():
+        async with _reading(addresses, topic, partition) as source:
+            for offset in sorted(offsets):
+                source.seek(offset)
+                polled = await source.poll(1, POLL_MS)
+                if polled is not None:
+                    written[topic, partition, offset] = int(polled.timestamps[0])
     return written
 
 
@@ -111,14 +127,14 @@ async def _starts(addresses: Addresses, topic: Topic, written_ms: Mapping[int, i
     """From where on each partition is to be searched."""
     starts = {}
     for partition, time_ms in written_ms.items():
-        async with _reading(addresses, topic, partition) as source:
+        async with _reading(addresses, topic.name, partition) as source:
             starts[partition] = await source.since(max(0, time_ms - SLACK_MS))
     return starts
 
 
 @asynccontextmanager
-async def _reading(addresses: Addresses, topic: Topic, partition: int) -> AsyncIterator[Records]:
-    source = Records(addresses.kafka, topic.name, partition)
+async def _reading(addresses: Addresses, topic: str, partition: int) -> AsyncIterator[Records]:
+    source = Records(addresses.kafka, topic, partition)
     await source.start()
     try:
         yield source
@@ -189,7 +205,7 @@ async def _json_predictions(addresses: Addresses, topic: Topic, at: set[tuple[in
     found = []
     for partition, first in starts.items():
         offsets = {str(offset).encode(): offset for where, offset in at if where == partition}
-        async with _reading(addresses, topic, partition) as source:
+        async with _reading(addresses, topic.name, partition) as source:
             position, end = first, await source.end_now()
             source.seek(position)
             while position < end and (polled := await source.poll(5_000, POLL_MS)) is not None:

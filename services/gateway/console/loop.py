@@ -180,7 +180,7 @@ TALL = Shape(
         "releases": (278, 251, "end", 1),
         "deployments": (175, 190, "middle", 2),
     },
-    {"reports": (420, 350)},
+    {"reports": (396, 350)},
 )
 
 

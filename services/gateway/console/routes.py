@@ -19,18 +19,25 @@ from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from driftline.errors import Invalid
+from driftline.judge.drift import PSI_LIMIT
+
 from .. import answers
 from ..command_routes import COMMANDS, give
 from ..problems import of_status
 from ..site import Site, site_of
-from . import loop, model, words
+from . import event, features, loop, model, quality, refused, words
 from .guard import LOG_IN, Page, session_of
 from .sessions import COOKIE, LIFE_S, Session, Sessions
 
 HERE = Path(__file__).parent
 FORM_BYTES_MAX = 16_384
 EVERY_S = 3
+RELIABLE_DAYS = 28
+WINDOWS_NOW = 7  # as drift compares them with training
+NEWEST_SHOWN = 25
 UNCHANGED = 204
+KEPT = ("command", "slice")  # what an address says besides its path, when a part asks for itself
 FILES: Mapping[str, str] = {  # all that is served as it is
     "console.css": "text/css; charset=utf-8",
     "console.js": "text/javascript; charset=utf-8",
@@ -55,6 +62,10 @@ class Tab:
 TABS = (
     Tab("page_loop", "Loop", ""),
     Tab("page_model", "Model", "model"),
+    Tab("page_quality", "Quality", "quality"),
+    Tab("page_events", "Event", "events"),
+    Tab("page_dead_letters", "Refused", "dead-letters"),
+    Tab("page_features", "Features", "features"),
 )
 
 
@@ -91,7 +102,8 @@ class Console:
             digest = hashlib.sha256(inside.encode()).hexdigest()[:16]
             if asked == name and seen == digest:
                 raise _Unchanged
-            whole = self._templates.get_template("part.html").render(given | {"name": name, "inside": Markup(inside), "seen": digest})
+            asks = given["kept"] | {"part": name, "seen": digest}
+            whole = self._templates.get_template("part.html").render(given | {"name": name, "inside": Markup(inside), "asks": asks})
             return Markup(whole)
 
         try:
@@ -115,7 +127,7 @@ class Console:
             "open": self.sessions.open,
             "stamp": self.stamp,
             "every_s": EVERY_S,
-            "command": request.query_params.get("command", ""),
+            "kept": {name: request.query_params.get(name, "") for name in KEPT},
         }
 
 
@@ -138,6 +150,11 @@ def add_routes(app: FastAPI) -> None:
     add("POST", "/console/log-out", "log_out", log_out)
     add("GET", "/", "page_loop", loop_page)
     add("GET", "/{pipeline}/model", "page_model", model_page)
+    add("GET", "/{pipeline}/quality", "page_quality", quality_page)
+    add("GET", "/{pipeline}/events", "page_events", events_page)
+    add("GET", "/{pipeline}/events/{id:path}", "page_event", event_page)
+    add("GET", "/{pipeline}/dead-letters", "page_dead_letters", dead_letters_page)
+    add("GET", "/{pipeline}/features", "page_features", features_page)
     for operation, action, path, _, _ in COMMANDS:
         add("POST", f"/{{pipeline}}/model/{path}", f"page_{operation}", _command(action))
 
@@ -255,6 +272,99 @@ async def model_page(request: Request, pipeline: str) -> Response:
         moves=model.moves(history),
         commanded=model.commanded(site.state.retrains()),
         answer=model.answer(site.state.answer_to(command), command),
+    )
+
+
+async def quality_page(request: Request, pipeline: str) -> Response:
+    """Charts, reliability, drift, slices, labels, alarms."""
+    site = site_of(request)
+    reports, slice = site.state.reports(), request.query_params.get("slice", "")
+    return console_of(request).page(
+        request,
+        "quality.html",
+        parts=("state",),
+        headline=list(quality.headline(reports)),
+        alarms=quality.alarms(reports),
+        sums=quality.chart_of_sums(reports),
+        days=quality.chart_of_days(reports),
+        auc=quality.chart_of(reports, "auc", "AUC"),
+        log_loss=quality.chart_of(reports, "log_loss", "nats"),
+        coverage=quality.chart_of_coverage(reports),
+        points=quality.reliability(site.state.reliability("champion", _champion(site), RELIABLE_DAYS)),
+        drifted=quality.drifted(reports),
+        slices=quality.slices(reports),
+        slice_days=quality.SLICE_DAYS,
+        slice=slice,
+        of_slice=quality.chart_of_slice(reports, slice) if slice else None,
+        psi_limit=PSI_LIMIT,
+    )
+
+
+def _champion(site: Site) -> str:
+    """The champion's digest; empty while there is none."""
+    return next((arm.digest for arm in site.state.deployment().arms if arm.role == "champion"), "")
+
+
+async def events_page(request: Request, pipeline: str) -> Response:
+    """The search, and what was answered last; or on to the event that is searched for."""
+    site, wanted = site_of(request), request.query_params.get("id", "").strip()
+    if wanted:
+        return RedirectResponse(f"/{quote(pipeline)}/events/{quote(wanted, safe='')}", 303)
+    return _events(request, site, wanted="", missing=False)
+
+
+def _events(request: Request, site: Site, *, wanted: str, missing: bool) -> Response:
+    newest = site.state.newest_predictions(NEWEST_SHOWN)
+    return console_of(request).page(request, "events.html", 404 if missing else 200, newest=newest, wanted=wanted, missing=missing)
+
+
+async def event_page(request: Request, pipeline: str, id: str) -> Response:
+    """One event through the loop."""
+    site = site_of(request)
+    try:
+        trace = await site.state.trace(id)
+    except Invalid:
+        return _events(request, site, wanted=id, missing=True)
+    model = await site.served.known(event.digest_of(trace))
+    happened = event.timeline(trace, site.pipeline, await site.state.times(trace))
+    row = event.row_of(trace, site.pipeline)
+    return console_of(request).page(
+        request,
+        "event.html",
+        id=id,
+        answer=event.answer(trace, model),
+        outcome=event.outcome(trace, site.pipeline),
+        along=event.along(trace),
+        known=() if row is None else event.known(site.pipeline, row, model),
+        explained=model is not None,
+        happened=happened,
+        timings=event.timings(happened),
+    )
+
+
+async def dead_letters_page(request: Request, pipeline: str) -> Response:
+    """Refused records by reason."""
+    site = site_of(request)
+    groups = refused.groups(site.pipeline, site.state.refusals())
+    return console_of(request).page(request, "dead_letters.html", parts=("state",), groups=groups, total=sum(one.count for one in groups))
+
+
+async def features_page(request: Request, pipeline: str) -> Response:
+    """What the model is given."""
+    site = site_of(request)
+    digest = _champion(site)
+    model, now = await site.served.known(digest), site.state.inputs(digest, WINDOWS_NOW)
+    report = quality.newest_with_inputs(site.state.reports())
+    manifest = None if model is None else model.manifest
+    told = features.described(site.pipeline, manifest, now, {} if report is None else report.body["inputs"])
+    return console_of(request).page(
+        request,
+        "features.html",
+        parts=("state",),
+        features=told,
+        model="" if manifest is None else manifest.model,
+        rows=now.rows,
+        psi_limit=PSI_LIMIT,
     )
 
 

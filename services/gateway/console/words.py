@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 NONE = "–"
 STEPS_S = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"))
@@ -43,7 +43,9 @@ def span(seconds: Any) -> str:
 
 def value(found: Any) -> str:
     """A feature's value: four digits that count; `missing` where there is none."""
-    return f"{found:,.4g}" if known(found) else "missing"
+    if not known(found):
+        return "missing"
+    return f"{found:,.0f}" if abs(found) >= 10_000 else f"{found:,.4g}"
 
 
 def moment(time_ms: Any, *, seconds: bool = False) -> str:
@@ -63,7 +65,7 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def known(found: Any) -> bool:
+def known(found: Any) -> TypeGuard[float]:
     """Whether this is a number."""
     return isinstance(found, int | float) and math.isfinite(found)
 

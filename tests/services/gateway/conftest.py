@@ -347,8 +347,8 @@ def release(name: str, digest: str, verdict: str) -> Release:
     return Release(name, digest, verdict, f"{verdict} because", name == "m-1", 86_400_000, "operator", "c-1", "trainer", {"base_rate": 0.2})
 
 
-@pytest.fixture(scope="session")
-def rollout(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
+@contextmanager
+def rolled_out(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
     """
     The real rollout, which has crowned m-1 and holds m-2 back until somebody approves it; m-3 was refused. Digests by name.
     """
@@ -375,6 +375,19 @@ def rollout(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="session")
+def rollout(ground: Ground, running: Running) -> Iterator[dict[str, str]]:
+    """The rollout of the gateway that tests share."""
+    with rolled_out(ground, running) as digests:
+        yield digests
+
+
+@pytest.fixture(scope="session")
+def makers() -> tuple[Any, Any]:
+    """What makes a ground and a rollout, for tests that move things and need their own."""
+    return made, rolled_out
 
 
 async def keep(running: Running, account: str, amounts: list[int], at_ms: int) -> None:

@@ -48,6 +48,11 @@ OPEN = {"oip_server", "oip_server_live", "oip_server_ready", "openapi"}
 PAGES = {
     "page_loop": ("get", "/"),
     "page_model": ("get", "/{pipeline}/model"),
+    "page_quality": ("get", "/{pipeline}/quality"),
+    "page_events": ("get", "/{pipeline}/events"),
+    "page_event": ("get", "/{pipeline}/events/nobody"),
+    "page_dead_letters": ("get", "/{pipeline}/dead-letters"),
+    "page_features": ("get", "/{pipeline}/features"),
     "page_approve_model": ("post", "/{pipeline}/model/approve"),
     "page_promote_model": ("post", "/{pipeline}/model/promote"),
     "page_pause_rollout": ("post", "/{pipeline}/model/pause"),
@@ -59,7 +64,7 @@ PAGES = {
     "console_file": ("get", "/console/files/x/console.css"),
 }
 PAGES_MAY = {
-    "viewer": {"page_loop", "page_model"},
+    "viewer": {"page_loop", "page_model", "page_quality", "page_events", "page_event", "page_dead_letters", "page_features"},
     "scorer": set(),
     "operator": {"page_pause_rollout", "page_resume_rollout", "page_roll_back_model"},
     "approver": {"page_approve_model", "page_promote_model"},
@@ -114,7 +119,7 @@ def opened(client: Any, running: Any, operation: str, word: str) -> bool:
     method, path = PAGES[operation]
     form = {"data": {"word": word, "reason": ""}} if method == "post" else {}
     answer = client.request(method, path.format(pipeline=running.pipeline.name), **form)
-    return operation in ("log_in", "log_out") or answer.status_code in (200, 422)
+    return operation in ("log_in", "log_out") or answer.status_code in (200, 404, 422)
 
 
 @pytest.mark.parametrize("role", [None, *(role.value for role in GIVEN)])

@@ -51,7 +51,7 @@ function tellAway(gone) {
 }
 document.body.addEventListener("htmx:afterRequest", (event) => tellAway(!(event.detail.xhr && event.detail.xhr.status)));
 
-// ---- charts: <div class="chart" data-chart='{"x": [...], "lines": [{"label", "values", "kind"}], "unit"}'>
+// ---- charts by day: <div class="chart" data-chart='{"x": [seconds], "lines": [{"label", "values", "kind"}], "unit"}'>
 
 const drawn = new Map();
 
@@ -78,17 +78,18 @@ function seriesOf(line) {
   };
 }
 
+const days = (chart, seconds) => seconds.map((one) => new Date(one * 1000).toISOString().slice(5, 10));
+
 function drawChart(place) {
   const given = JSON.parse(place.dataset.chart);
   const axis = { stroke: colour("soft"), grid: { stroke: colour("rule"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
-  const time = given.time !== false;
   const options = {
     width: place.clientWidth,
     height: 220,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-    scales: { x: { time }, y: given.range ? { range: given.range } : {} },
-    axes: [{ ...axis, label: given.across || undefined, labelSize: 18, labelFont: axis.font }, { ...axis, label: given.unit, labelSize: 18, labelFont: axis.font, size: 56 }],
-    series: [{ label: time ? "day" : given.across, value: time ? "{YYYY}-{MM}-{DD}" : (chart, value) => (value === null ? "–" : value.toFixed(3)) }, ...given.lines.map(seriesOf)],
+    scales: { x: {}, y: given.range ? { range: given.range } : {} },
+    axes: [{ ...axis, values: days }, { ...axis, label: given.unit, labelSize: 18, labelFont: axis.font, size: 56 }],
+    series: [{ label: "day", value: "{YYYY}-{MM}-{DD}" }, ...given.lines.map(seriesOf)],
     legend: { live: true },
     cursor: { y: false },
   };

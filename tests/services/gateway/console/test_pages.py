@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from driftline.contracts.messages import Release, Source, Writer
+from driftline.contracts.messages import Release, Source, Summary, Writer
+from driftline.stream.batch import Messages, Refused, Varlen
+from driftline.stream.dead_letters import DeadLetters
+from driftline.stream.records import Polled
 from services.gateway.console.routes import FILES, HERE
 from services.gateway.console.sessions import COOKIE
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+DAY = 86_400_000
+PATIENCE_S = 20.0
 ROOT = Path(__file__).parents[4]
+
+
+def until(found: Any, good: Any) -> Any:
+    """What `found` gives once it is `good`, for the log takes its time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not good(told := found()):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    return told
 
 
 def logged_in(running: Any, role: str) -> Any:
@@ -104,7 +121,8 @@ def test_every_page_says_what_may_run_in_it(running: Any) -> None:
     Our own files alone: no script and no style is in the page itself, and no other site may frame it.
     """
     client = logged_in(running, "viewer")
-    for path in ("/", f"/{running.pipeline.name}/model", "/console/log-in", "/nothing/model"):
+    pages = ["model", "quality", "events", "events/nobody", "dead-letters", "features"]
+    for path in ("/", *(f"/{running.pipeline.name}/{page}" for page in pages), "/console/log-in", "/nothing/model"):
         answer = client.get(path)
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy and "unsafe" not in policy
@@ -154,6 +172,64 @@ def test_the_loop_is_drawn_with_what_is_wrong(running: Any, rollout: dict[str, s
     assert "intake: not started here" in page and 'class="node wrong"' in page and 'class="node ready"' in page
 
 
+def test_the_search_leads_to_the_event(running: Any) -> None:
+    """
+    Whatever its id is made of; one that nobody has is told, and may be searched again.
+    """
+    client, name = logged_in(running, "viewer"), running.pipeline.name
+    sent = client.get(f"/{name}/events", params={"id": " a/b?c "})
+    assert (sent.status_code, sent.headers["Location"]) == (303, f"/{name}/events/a%2Fb%3Fc")
+    missing = client.get(sent.headers["Location"])
+    assert missing.status_code == 404
+    assert 'value="a/b?c"' in missing.text and "No event on the log has this id" in missing.text
+
+
+def test_an_event_is_shown_with_where_it_lies_and_without_what_its_sender_sent(running: Any) -> None:
+    """
+    Coordinates and the time of writing, from the log.
+    """
+    numbers = {"source": 16, "offset": 2, "index": 0, "event_offset": -1, "time": DAY, "visible": DAY}
+    columns = {name: np.array([value], np.int64) for name, value in numbers.items()} | {"home": np.array([True])}
+    texts = {name: Varlen.of([value]) for name, value in {"id": "e-page", "key": "a-1", "body": "the-body"}.items()}
+    running.send(Writer.INTAKE, Messages("events", "event", None, columns | texts, np.array([1]), to=1))
+    page = logged_in(running, "viewer").get(f"/{running.pipeline.name}/events/e-page").text
+    assert re.search(rf"<code>{running.topics.events.name}\[1\]@\d+</code>", page) and f"{running.pipeline.question.topic}[0]@2" in page
+    assert "1970-01-02 00:00:00" in page and "+0 ms" in page and "the-body" not in page
+
+
+def test_distributions_come_from_what_drift_counted(running: Any, rollout: dict[str, str]) -> None:
+    """
+    Rows of the champion by bin beside those of training, and its matured answers by score; a copy of a summary counts once.
+    """
+    digest = rollout["m-1"]
+    window = {name: [60, 30, 10] for name in ("asked_1h", "amount_1h")} | {"amount": [100, 0, 0]}
+    answers = {"inputs": {digest: {"rows": 100, "bins": window}}}
+    quality = {"role": "champion", "model": "m-1", "digest": digest, "rows": 40, "positives": 10}
+    cohort = {"models": {f"champion|{digest}": quality | {"positive_bins": {"220": 10}, "negative_bins": {"220": 30}}}}
+    for _ in range(2):
+        running.put(Writer.DRIFT_JOURNAL, "summaries", Summary("answers", DAY, 2 * DAY, answers), source=Source.JOURNAL)
+        running.put(Writer.DRIFT_EXAMPLES, "summaries", Summary("examples", DAY, 2 * DAY, cohort), source=Source.EXAMPLES)
+    client, name = logged_in(running, "viewer"), running.pipeline.name
+    features = until(lambda: client.get(f"/{name}/features").text, lambda page: "100 rows" in page)
+    assert "60.0 % now" in features and "number of asked, over 1 hour, for each account." in features
+    page = until(lambda: client.get(f"/{name}/quality").text, lambda page: "25.0 %" in page)
+    assert '<td class="n">40</td>' in page
+
+
+def test_refused_records_are_shown_by_reason_without_what_they_held(running: Any) -> None:
+    """
+    With what it means, and the command that sends them again.
+    """
+    letters = DeadLetters(running.pipeline.name, "intake", Source.UPSTREAM, 100)
+    topic = running.pipeline.question.topic
+    polled = Polled.of([7], [b"k"], [b"the-payload"], [1])
+    running.send(Writer.INTAKE, *letters.of(topic, 0, polled, [Refused(7, "contract", '"amount" is missing')]))
+    client, path = logged_in(running, "viewer"), f"/{running.pipeline.name}/dead-letters"
+    page = until(lambda: client.get(path).text, lambda page: f"{topic}[0]@7" in page)
+    assert f"replay --topic {topic} --reason contract" in page and "&#34;amount&#34; is missing" in page
+    assert "the-payload" not in page
+
+
 def test_a_part_is_sent_again_when_something_in_it_has_changed(running: Any, rollout: dict[str, str]) -> None:
     """
     And alone; otherwise 204, which changes nothing in the browser.
@@ -161,7 +237,7 @@ def test_a_part_is_sent_again_when_something_in_it_has_changed(running: Any, rol
     client, path = logged_in(running, "viewer"), f"/{running.pipeline.name}/model"
     part = client.get(path, params={"part": "past"})
     assert part.text.startswith('<div id="part-past"') and "<html" not in part.text
-    seen = re.search(r'"seen": "([0-9a-f]+)"', part.text)
+    seen = re.search(r'"seen": "([0-9a-f]+)"', html.unescape(part.text))
     assert seen is not None
     assert client.get(path, params={"part": "past", "seen": seen[1]}).status_code == 204
     assert client.get(path, params={"part": "past", "seen": "other"}).status_code == 200
@@ -221,8 +297,7 @@ def test_what_a_message_says_is_text_in_the_page(running: Any, rollout: dict[str
     )
     running.put(Writer.TRAINER, "control", release, source=Source.RETRAIN)
     client, path = logged_in(running, "viewer"), f"/{running.pipeline.name}/model"
-    while "&lt;script&gt;" not in (page := client.get(path).text):
-        pass
+    page = until(lambda: client.get(path).text, lambda page: "&lt;script&gt;" in page)
     assert marked not in page
 
 

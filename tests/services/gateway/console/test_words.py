@@ -26,7 +26,7 @@ from services.gateway.console import words
         (words.span(86_400), "1 d"),
         (words.span(7_200), "2 h"),
         (words.span(5_400), "90 min"),
-        (words.value(123456.0), "1.235e+05"),
+        (words.value(123456.0), "123,456"),
         (words.value(None), "missing"),
         (words.moment(1_359_417_600_000), "2013-01-29 00:00"),
         (words.moment(0), "–"),
