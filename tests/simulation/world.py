@@ -506,6 +506,7 @@ def settings(**more: Any) -> SimpleNamespace:
         dead_letters_max=1_000,
         entities_max=500_000,
         ops_port=0,
+        ops_host="127.0.0.1",
         run_dir="",
         model_public_key="",
         device="cpu",

@@ -45,6 +45,7 @@ FILES: Mapping[str, str] = {  # all that is served as it is
     "htmx.min.js": "text/javascript; charset=utf-8",
     "uplot.min.js": "text/javascript; charset=utf-8",
     "uplot.min.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 Handler = Callable[..., Any]
 Values = Mapping[str, Any]

@@ -193,7 +193,7 @@ class Rollout:
         said = {}
         for at, offset in enumerate(polled.offsets.tolist()):
             entry, decision, made = self._folding.step(entry, polled.part(at, at + 1))
-            said[offset] = decision.deployment
+            said[offset] = replace(decision.deployment, chain="")  # a link is over all records before, the mutants too
             for one in made:
                 letters[offset] = one.columns["reason"].texts()[0]  # type: ignore[union-attr]
         return entry, letters, said
