@@ -67,9 +67,7 @@ def test_the_ports_are_those_that_the_processes_listen_on() -> None:
     What is scraped, probed, published or called is what a setting says; the ops port comes with the image, for all.
     """
     services = compose()["services"]
-    scraped = yaml.safe_load((ROOT / "monitoring/prometheus/compose.yml").read_text())["scrape_configs"][0]["static_configs"][0][
-        "targets"
-    ]
+    scraped = yaml.safe_load((ROOT / "monitoring/prometheus/compose.yml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
     assert sorted(scraped) == sorted(f"{service}:{OPS_PORT}" for service in SERVICES)
     assert services["gateway"]["ports"] == [f"127.0.0.1:8080:{services['gateway']['environment']['DRIFTLINE_HTTP_PORT']}"]
     assert services["registry"]["command"][-1] == services["intake"]["environment"]["DRIFTLINE_REGISTRY"].rsplit(":", 1)[1]
