@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,3 +183,26 @@ def test_rows_are_the_same_with_four_partitions_and_without_kills(played: Played
     assert other.process.wait(60) == 0
     assert other.report["rows_digest"] == played.report["rows_digest"]
     assert [one for one in psutil.process_iter(["cmdline"]) if str(other.folder) in " ".join(one.info["cmdline"] or ())] == []
+
+
+def test_a_play_that_was_kept_can_be_looked_at(played: Played) -> None:
+    """
+    Every page of the console shows what was played, and says that the loop is well.
+    """
+    url = json.loads((played.folder / "run" / "gateway.json").read_text())["http"]
+    wanted = {
+        "": ["8 of 8 are.", "as many accounted for."],
+        "flights/model": ["<strong>100 %</strong> of the keys", "What the gate said"],
+        "flights/quality": ["Control chart of quality", "Reliability in numbers"],
+        "flights/events": ["Answered last", 'href="/flights/events/'],
+        "flights/dead-letters": ["driftline dead-letters flights replay --topic"],
+        "flights/features": ["mean of departure_delay_min", "% at training"],
+    }
+    for path, told in wanted.items():
+        with urllib.request.urlopen(f"{url}/{path}") as answer:
+            page = answer.read().decode()
+        assert [words for words in told if words not in page] == [], path
+    deadline = time.monotonic() + PATIENCE_S
+    while f"console: {url}/" not in (said := (played.folder.parent / "run.txt").read_text()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)

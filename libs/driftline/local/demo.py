@@ -30,7 +30,7 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import LOOP, Topics
 from driftline.errors import DriftlineError, Fatal
 from driftline.local.child import Usage
-from driftline.local.door import open_door, read_http
+from driftline.local.door import HTTP_PORT, open_door, read_http
 from driftline.local.drills import BadModel, Ends, Forge, Kill, Plan, Victim, kill, make_plan, offer_bad_model
 from driftline.local.evidence import read_logs
 from driftline.local.live import Scene, View, make_view
@@ -53,6 +53,7 @@ LEFT_BEHIND = (JSON_FILE, ENVIRONMENT_FILE, KEYS, MODELS, "kafka", "valkey", "re
 LOG_LINES = 25
 GATEWAY = "gateway"
 GATEWAY_WAIT_S = 60.0
+KEEP_TO_LOOK = f"\nto look at all of it in a browser: make demo ARGS=--keep, which leaves the console at http://127.0.0.1:{HTTP_PORT}/\n"
 OUTPUT_OF = {"feature": "features", "inference": "predictions", "valkey": "features"}  # where a killed one's work is seen
 
 
@@ -175,6 +176,8 @@ class Demo:
             self._out.flush()
             if self._options.keep:
                 await self._kept(environment, url)
+            else:
+                self._out.write(KEEP_TO_LOOK)
             return 0 if found["held"] else 1
         finally:
             await asyncio.to_thread(self._stack.stop)
@@ -356,7 +359,7 @@ class Demo:
         place = self._options.folder / ENVIRONMENT_FILE
         write_environment(place, environment)
         self._out.write(f"\neverything stays up until Ctrl-C. In another shell: . {shlex.quote(str(place))}; driftline status {PIPELINE}\n")
-        self._out.write(f"over HTTP: curl {url}/v1/{PIPELINE}/models; all that there is: {url}/openapi.json\n")
+        self._out.write(f"console: {url}/\nover HTTP: curl {url}/v1/{PIPELINE}/models; all that there is: {url}/openapi.json\n")
         self._out.flush()
         told = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -48,7 +48,7 @@ def run_all(name: str, *, local: bool, partitions: int, folder: Path) -> int:
         while not told.wait(LOOK_EVERY_S):
             _refuse_ended(stack)
             if not said and (url := read_http(stack.run_dir)):
-                print(f"gateway   {url}/openapi.json  (curl {url}/v1/pipelines)", flush=True)
+                print(f"console   {url}/\ngateway   {url}/openapi.json  (curl {url}/v1/pipelines)", flush=True)
                 said = True
         return 0
     finally:

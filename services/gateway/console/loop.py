@@ -122,7 +122,7 @@ class Shape:
 WIDE = Shape(
     "wide",
     1120,
-    440,
+    460,
     128,
     52,
     {
@@ -141,8 +141,8 @@ WIDE = Shape(
         "events": (438, 78, "middle", 2),
         "features": (682, 78, "middle", 2),
         "predictions": (926, 78, "middle", 2),
-        "journal": (944, 196, "start", 1),
-        "answers": (794, 196, "end", 1),
+        "journal": (962, 190, "start", 1),
+        "answers": (794, 190, "end", 1),
         "examples": (926, 336, "middle", 2),
         "retrain": (682, 336, "middle", 2),
         "releases": (438, 336, "middle", 2),
