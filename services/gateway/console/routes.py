@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from driftline.errors import Invalid
 from driftline.judge.drift import PSI_LIMIT
+from driftline.operate.tokens import Holder
 
 from .. import answers
 from ..command_routes import COMMANDS, give
@@ -32,6 +33,7 @@ from .sessions import COOKIE, LIFE_S, Session, Sessions
 
 HERE = Path(__file__).parent
 FORM_BYTES_MAX = 16_384
+STRANGER = Holder("whoever logs in", frozenset())  # all of them together have the rate of one token
 EVERY_S = 3
 RELIABLE_DAYS = 28
 WINDOWS_NOW = 7  # as drift compares them with training
@@ -187,6 +189,7 @@ async def log_in(request: Request) -> Response:
     """A session for whoever holds the token."""
     console = console_of(request)
     _refuse_foreign(request)
+    site_of(request).access.charge(STRANGER)
     form = await _form(request)
     id = console.sessions.begin(form.get("token", "").strip())
     wanted = _inside(form.get("next", ""))
