@@ -259,6 +259,20 @@ def _move(action: str, model: str, pipeline: str | None, because: str, wait_s: f
     raise typer.Exit(1 if answer.move == "nothing" else 0)
 
 
+@app.command()
+def audit(name: Name = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """The ML Test Score: 28 tests of production readiness, each judged by evidence from topics, metrics, tests and files of now."""
+    import json
+
+    from driftline.operate import ml_test_evidence, ml_test_score
+
+    card = ml_test_score.scorecard(_ask(name, lambda addresses, declared: ml_test_evidence.gather(addresses, declared, Path.cwd())))
+    if as_json:
+        typer.echo(json.dumps(card.plain(), indent=2, ensure_ascii=False))
+    else:
+        ml_test_score.print_scorecard(card, _console())
+
+
 @tokens_app.command("new")
 def tokens_new(
     name: Annotated[str, typer.Argument(help="Whose token it is: the name goes on the log with every command.")],

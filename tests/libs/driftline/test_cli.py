@@ -78,6 +78,7 @@ def test_check_says_that_the_flights_pipeline_is_sound():
         (("run", "nobody", "--pipeline", "flights"), "there is no service nobody"),
         (("run", "rollout", "--pipeline", "flights"), "DRIFTLINE_REGISTRY is not set"),
         (("status", "flights"), "DRIFTLINE_KAFKA, DRIFTLINE_REDIS, DRIFTLINE_REGISTRY not set"),
+        (("audit", "flights"), "DRIFTLINE_KAFKA, DRIFTLINE_REDIS, DRIFTLINE_REGISTRY not set"),
         (("check", "nothing"), "nothing"),
         (("rebuild", "flights", "--service", "intake"), "intake keeps no state"),
     ],
