@@ -403,11 +403,10 @@ def _alert(evidence: Evidence, name: str, about: str) -> tuple[bool, str, str]:
 
 
 def _dependencies(evidence: Evidence) -> Found:
-    read = evidence.total("driftline_messages_total", service="intake")
+    if evidence.total("driftline_messages_total", service="intake") is None:
+        return Found(NONE, "nobody watches upstream", "intake at work")
     told = f"intake holds {counted(evidence.pipeline.streams, 'upstream topic')} to its contract and counts what breaks it"
-    return _by_steps(
-        [(read is not None, told, "intake at work"), _alert(evidence, "DriftlineDeadLetters", "refused records")], "nobody watches upstream"
-    )
+    return _by_steps([(True, told, ""), _alert(evidence, "DriftlineDeadLetters", "refused records")], "")
 
 
 def _invariants(evidence: Evidence) -> Found:
@@ -462,11 +461,13 @@ def _stable(evidence: Evidence) -> Found:
 
 def _performance(evidence: Evidence) -> Found:
     spent = evidence.total("driftline_step_duration_seconds_count")
+    if not spent:
+        return Found(NONE, "nobody measures", "services at work")
     results = evidence.results("benchmarks/results/performance.json") or {}
     commits = sorted({one["commit"] for one in results.get("measured", {}).values() if one.get("commit")})
     return _by_steps(
         [
-            (bool(spent), f"{spent or 0:,.0f} steps of batches timed", "services at work"),
+            (True, f"{spent:,.0f} steps of batches timed", ""),
             _alert(evidence, "DriftlineLag", "lag"),
             (
                 len(commits) > 1,
@@ -474,17 +475,17 @@ def _performance(evidence: Evidence) -> Found:
                 f"results of more than one commit to compare ({', '.join(commits) or 'none'})",
             ),
         ],
-        "nobody measures",
+        "",
     )
 
 
 def _quality(evidence: Evidence) -> Found:
     charts = [one.body["chart"] for one in evidence.reports if one.body.get("chart", {}).get("blocks")]
-    alert = _alert(evidence, "DriftlineQualityAlarm", "quality")
-    last = charts[-1] if charts else {}
-    stands = f"{max(last.get('high', 0), last.get('low', 0)):.2f} of {last.get('limit', 0):.2f}"
-    told = f"control chart of {last.get('model', '')}, {last.get('blocks', 0)} cohorts: {stands}"
-    return _by_steps([(bool(charts), told, "a champion with matured labels"), alert], "no quality is told")
+    if not charts:
+        return Found(NONE, "no quality is told", "a champion with matured labels")
+    last = charts[-1]
+    told = f"control chart of {last['model']}, {last['blocks']} cohorts: {max(last['high'], last['low']):.2f} of {last['limit']:.2f}"
+    return _by_steps([(True, told, ""), _alert(evidence, "DriftlineQualityAlarm", "quality")], "")
 
 
 TESTS = tuple(
