@@ -259,20 +259,6 @@ def _move(action: str, model: str, pipeline: str | None, because: str, wait_s: f
     raise typer.Exit(1 if answer.move == "nothing" else 0)
 
 
-@app.command()
-def audit(name: Name = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """The ML Test Score: 28 tests of production readiness, each judged by evidence from topics, metrics, tests and files of now."""
-    import json
-
-    from driftline.operate import ml_test_evidence, ml_test_score
-
-    card = ml_test_score.scorecard(_ask(name, lambda addresses, declared: ml_test_evidence.gather(addresses, declared, Path.cwd())))
-    if as_json:
-        typer.echo(json.dumps(card.plain(), indent=2, ensure_ascii=False))
-    else:
-        ml_test_score.print_scorecard(card, _console())
-
-
 @tokens_app.command("new")
 def tokens_new(
     name: Annotated[str, typer.Argument(help="Whose token it is: the name goes on the log with every command.")],
@@ -305,19 +291,35 @@ def reproduce(digest: Annotated[str, typer.Argument(help="Digest of a released m
 @app.command()
 def audit(
     name: Name = None,
+    *,
     chain: Annotated[bool, typer.Option("--chain", help="Who did what, when and why, and the proof that nobody has changed it.")] = False,
     expect: Annotated[
         str, typer.Option("--expect", metavar="LINK", help="With --chain: a head that was noted earlier has to be in it.")
     ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The score as JSON.")] = False,
 ) -> None:
-    """Check what the logs hold against what they prove. Exit 1 when something is wrong."""
-    from driftline.operate.audit import expected, print_audit, read_audit
+    """
+    The ML Test Score: 28 tests of production readiness, each judged by evidence from topics, metrics, tests and files of now.
 
-    if not chain:
-        raise Invalid("driftline audit: say what; there is --chain")
-    found = expected(_ask(name, read_audit), expect)
-    print_audit(found, _console())
-    raise typer.Exit(1 if found.findings else 0)
+    With --chain, the log of commands instead, and whether it is what it was. Exit 1 when it is not.
+    """
+    if expect and not chain:
+        raise Invalid("--expect is about the chain: add --chain")
+    if chain:
+        from driftline.operate.audit import expected, print_audit, read_audit
+
+        found = expected(_ask(name, read_audit), expect)
+        print_audit(found, _console())
+        raise typer.Exit(1 if found.findings else 0)
+    import json
+
+    from driftline.operate import ml_test_evidence, ml_test_score
+
+    card = ml_test_score.scorecard(_ask(name, lambda addresses, declared: ml_test_evidence.gather(addresses, declared, Path.cwd())))
+    if as_json:
+        typer.echo(json.dumps(card.plain(), indent=2, ensure_ascii=False))
+    else:
+        ml_test_score.print_scorecard(card, _console())
 
 
 @app.command("dead-letters")
