@@ -119,6 +119,8 @@ def store(url: str, environment: Mapping[str, str] = os.environ) -> tuple[ssl.SS
     access, place = read(Access, environment), urlsplit(url)
     if access.redis_password and place.password:
         raise Fatal("DRIFTLINE_REDIS holds a password, and DRIFTLINE_REDIS_PASSWORD is set: give one of them")
+    if place.username and access.redis_password:
+        raise Fatal("DRIFTLINE_REDIS holds a user, and DRIFTLINE_REDIS_PASSWORD is set: give the user in DRIFTLINE_REDIS_USER")
     names = [name for name in (access.redis_user, access.redis_password) if name]
     if place.scheme == "rediss":
         return _context(access, "redis"), names
@@ -144,7 +146,8 @@ def registry(url: str, environment: Mapping[str, str] = os.environ) -> tuple[ssl
 def check(environment: Mapping[str, str] = os.environ) -> None:
     """Raises Fatal, naming the variable, when a setting is wrong or a file of one cannot be used. Connects to nothing."""
     kafka(environment)
-    store(environment.get("DRIFTLINE_REDIS") or "redis://127.0.0.1", environment)
+    if url := environment.get("DRIFTLINE_REDIS"):  # who has no store may share the settings of those who do
+        store(url, environment)
     registry(environment.get("DRIFTLINE_REGISTRY", ""), environment)
 
 

@@ -135,6 +135,13 @@ METRICS = (
         "When the partition last moved or was seen to be caught up. Old while lag is above 0: alive but not moving.",
     ),
     Metric(
+        "driftline_partition_ready",
+        "gauge",
+        "0 or 1",
+        ("pipeline", "service", "topic", "partition"),
+        "1 while the partition is worked on; 0 before it was acquired, after a fault, when it was refused. Intake's sources are one.",
+    ),
+    Metric(
         "driftline_ledger_commits_total",
         "counter",
         "commits",

@@ -215,12 +215,17 @@ class IntakePart:
                 log.warning("intake starts again", because=str(fault))
                 await asyncio.sleep(0.5)
             finally:
-                self.ready = False
+                self._tell_ready(False)
 
     def stop(self) -> None:
         """Finish the stretch in hand, then leave."""
         self._stopping = True
         self._wake.set()
+
+    def _tell_ready(self, ready: bool) -> None:
+        self.ready = ready
+        where = {"pipeline": self._pipeline.name, "service": "intake", "topic": self._topics.events.name, "partition": "all"}
+        metric("driftline_partition_ready").labels(**where).set(ready)
 
     def stalled_s(self) -> float:
         """For how long a source has not given what it holds."""
@@ -238,7 +243,7 @@ class IntakePart:
             pumps = [asyncio.create_task(upstream.pump()) for upstream in self._upstreams.values()]
             stack.push_async_callback(_cancel, pumps)
             stack.push_async_callback(self._stop_counting)
-            self.ready = True
+            self._tell_ready(True)
             self._marked.clear()
             while not self._stopping:
                 _raise_failed(pumps)
@@ -495,9 +500,9 @@ class IntakePart:
             self._count("applied", self._upstreams[origin].topic, n)
         metric("driftline_merge_late_total").labels(pipeline=self._pipeline.name).inc(late)
 
-    def _tell_hops(self, taken: Iterable[Origin], intake: Intake) -> None:
+    def _tell_hops(self, origins: Iterable[Origin], intake: Intake) -> None:
         now_ms = self._clock.now_ms()
-        for origin in taken:
+        for origin in origins:
             upstream = self._upstreams[origin]
             offset, _ = intake.standing(origin, upstream.position)
             hops = distribution("driftline_hop_duration_seconds").labels(
@@ -512,6 +517,7 @@ class IntakePart:
         if now_s - self._told_at < TELL_EVERY_S:
             return
         self._told_at, now_ms = now_s, self._clock.now_ms()
+        self._tell_hops(self._upstreams, intake)  # of what was refused too, after which nothing may come for long
         for origin, upstream in self._upstreams.items():
             where = {"pipeline": self._pipeline.name, "service": "intake", "topic": upstream.topic, "partition": str(origin[1])}
             offset, _ = intake.standing(origin, upstream.given)

@@ -38,7 +38,13 @@ def promtool(*words: str) -> subprocess.CompletedProcess[str]:
 
 @needs_promtool
 @pytest.mark.parametrize(
-    "words", [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")]
+    "words",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "config", "compose.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
 )
 def test_promtool_is_content(words: tuple[str, ...]):
     """
@@ -55,7 +61,7 @@ def test_a_rule_that_never_fires_fails_the_tests_of_the_rules(tmp_path: Path):
     """
     for name in ("alerts.yml", "alerts_test.yml"):
         text = (PROMETHEUS / name).read_text()
-        (tmp_path / name).write_text(text.replace("driftline_quality_alarm) == 1", "driftline_quality_alarm) == 2"))
+        (tmp_path / name).write_text(text.replace("driftline_quality_alarm[2d])) == 1", "driftline_quality_alarm[2d])) == 2"))
     found = subprocess.run(
         ["promtool", "test", "rules", "alerts_test.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

@@ -94,8 +94,8 @@ class Audit:
 async def read_audit(addresses: Addresses, pipeline: Pipeline) -> Audit:
     """Read control, its answers and the trainer's, and prove the chain. Raises Recoverable when Kafka does not answer."""
     topics, registry = Topics.of(pipeline), Registry(addresses.registry)
+    _, deployed = await _raw(addresses.kafka, topics.deployments)  # first, or what comes meanwhile had an answer and no record
     start, control = await _raw(addresses.kafka, topics.control)
-    _, deployed = await _raw(addresses.kafka, topics.deployments)
     decoder = Decoder(topics.deployments, registry, pipeline)
     answers = [one for part in _by_version(deployed) for one in _answers(decoder, part)]
     audit = prove(topics.control.name, start, list(_records(control)), answers)
@@ -261,7 +261,7 @@ def _commands(batch: Batch, given: Mapping[int, Deployment], stamped: Mapping[in
     for message in ("operator", "release"):
         table = batch[message]
         for offset, one in () if table is None else zip(table.offsets.tolist(), facts(table), strict=True):
-            if one.who not in BY_ITSELF:
+            if isinstance(one, Operator) or one.who not in BY_ITSELF:  # a person may have such a name
                 answer = given.get(offset)
                 outcome = "not answered yet" if answer is None else f"{answer.move}: {answer.reason}"
                 yield Command(stamped[offset], one.who, _what(one), one.reason, outcome, f"{topic}@{offset}")

@@ -119,7 +119,7 @@ class _Mirror:
             return runs[0]
         told = ("model", "verdict", "reason", "trigger", "who", "command", "digest")
         tags = {f"driftline.{name}": str(getattr(release, name)) for name in told}
-        run = self._client.create_run(experiment, start_time=release.time, run_name=release.model or named, tags={TAG: named, **tags})
+        run = self._client.create_run(experiment, start_time=release.time, run_name=release.model or named, tags=tags)
         bundle = self._bundle_of(release.digest)
         for name, value in (_params(bundle) if bundle else {}).items():
             self._client.log_param(run.info.run_id, name, str(value)[:PARAM_CHARACTERS_MAX])
@@ -128,6 +128,7 @@ class _Mirror:
         self._client.log_text(run.info.run_id, json.dumps(release.evidence, indent=1, sort_keys=True), "evidence.json")
         if bundle:
             self._client.log_text(run.info.run_id, bundle.manifest.canonical().decode(), "manifest.json")
+        self._client.set_tag(run.info.run_id, TAG, named)  # last: a run without it is made again
         self._client.set_terminated(run.info.run_id, "FINISHED" if release.verdict == "accepted" else "FAILED", end_time=release.time)
         self._found.runs += 1
         return run

@@ -90,6 +90,7 @@ class Worker:
         self._lag = metric("driftline_lag_messages").labels(**where)
         self._age = metric("driftline_lag_seconds").labels(**where)
         self._progress = metric("driftline_progress_timestamp_seconds").labels(**where)
+        self._is_ready = metric("driftline_partition_ready").labels(**where)
         self._moved_at = clock.monotonic_s()
         self._position = 0
         self._session: _Session | None = None
@@ -107,7 +108,7 @@ class Worker:
             try:
                 await session.acquire()
                 self._session = session
-                self.ready = True
+                self._tell_ready(True)
                 await self._go_on(session)
                 await session.forgive()
             except asyncio.CancelledError:  # another partition failed
@@ -124,7 +125,7 @@ class Worker:
                 log.error("partition refused", **self._labels, partition=self._partition, because=self.refused)
                 return
             finally:
-                self.ready = False
+                self._tell_ready(False)
                 self._session = None
                 await session.close()
 
@@ -136,6 +137,10 @@ class Worker:
                 self._moved_at = self._clock.monotonic_s()
             self._observe(session)
         await session.mark()
+
+    def _tell_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self._is_ready.set(ready)
 
     def _observe(self, session: _Session) -> None:
         now_ms = self._clock.now_ms()

@@ -196,7 +196,8 @@ async def log_in(request: Request) -> Response:
     if id is None:
         return console.page(request, "log_in.html", 401, wanted=wanted, wrong=True)
     response = RedirectResponse(wanted, 303)
-    response.set_cookie(COOKIE, id, max_age=int(LIFE_S), path="/", httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    secure = request.headers.get("Origin", "").startswith("https://")  # TLS ends before the gateway, and only the browser knows of it
+    response.set_cookie(COOKIE, id, max_age=int(LIFE_S), path="/", httponly=True, samesite="strict", secure=secure)
     return response
 
 
