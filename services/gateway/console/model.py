@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from driftline.contracts.messages import Arm, Deployment, Release, Report
-from driftline.judge.gate import upper_bound
 from driftline.operate.board import Commanded
 from driftline.operate.models import History
 from driftline.operate.tokens import Holder
@@ -154,6 +153,8 @@ def interval(values: Sequence[float]) -> Interval | None:
     """The mean of independent days between its one-sided bounds, so that nine in ten such intervals hold the true mean."""
     if len(values) < 2:
         return None
+    from driftline.judge.gate import upper_bound  # scipy is slow to load, and the gateway starts without it
+
     bound = upper_bound(np.asarray(values, np.float64), CONFIDENCE)
     return Interval(bound.mean, 2 * bound.mean - bound.upper, bound.upper, bound.days)
 

@@ -63,3 +63,12 @@ def test_the_oldest_answers_go_where_there_are_too_many() -> None:
     kept = book(answers_max=2)
     kept.take([answer("a"), answer("b"), answer("c")])
     assert (kept.kept, kept.answer("a"), kept.answer("c").id) == (2, None, "c")
+
+
+def test_the_newest_answers_come_first() -> None:
+    """
+    As many as there are, at most as many as are asked for; one that came again keeps its place.
+    """
+    kept = book()
+    kept.take([answer("a"), answer("b"), answer("c"), answer("a")])
+    assert [[one.id for one in kept.newest(n)] for n in (2, 9)] == [["c", "b"], ["c", "b", "a"]]
