@@ -15,7 +15,7 @@ async def make_topics(kafka: str, pipeline: Pipeline, partitions: int, *, upstre
     """
     The pipeline's topics, and with `upstream` those of the applications, for a broker that has nobody else. What exists stays as it is.
 
-    Raises Fatal when Kafka does not answer, or refuses.
+    Raises Recoverable when Kafka does not answer, Fatal when it refuses.
     """
     try:
         await ensure_topics(kafka, Topics.of(pipeline), partitions)

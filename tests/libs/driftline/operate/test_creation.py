@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from driftline.contracts.topics import Topics
-from driftline.errors import Fatal
+from driftline.errors import Recoverable
 from driftline.operate.creation import make_topics
 from driftline.pipeline import Pipeline, load_pipeline
 from driftline.stream.kafka import describe
@@ -46,5 +46,5 @@ async def test_a_kafka_that_does_not_answer_is_named() -> None:
     """
     Whoever set the variable is told what it was.
     """
-    with pytest.raises(Fatal, match=r"Kafka at 127\.0\.0\.1:1 says"):
+    with pytest.raises(Recoverable, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
         await make_topics("127.0.0.1:1", pipeline_of_its_own(), 1, upstream=False)
