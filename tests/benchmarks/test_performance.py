@@ -214,3 +214,4 @@ def test_the_page_that_is_there_is_made_of_the_results_that_are_there(tmp_path: 
     """
     write_page(json.loads((RESULTS / "performance.json").read_text()), tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == PAGE.read_text()
+    assert "Not measured yet" not in PAGE.read_text()
