@@ -51,6 +51,7 @@ def test_releases_are_runs_versions_and_aliases_once(payments: Pipeline, tmp_pat
     """
     A second time nothing is new; aliases follow the deployment; what the signed bundle says becomes parameters.
     """
+    # of 100 MB with what it brings, and for nobody who does not use it; without it the words that say so are tested above
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"file:{tmp_path / 'mlruns'}"

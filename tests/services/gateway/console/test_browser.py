@@ -114,6 +114,8 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser of its own; skipped, with the reason, where there is none."""
+    # A browser is a program of the system, of 300 MB, that no Python package brings. Where it is missing, test_pages.py gives
+    # commands by the same forms and sees what became of them; what remains untested then is our script and the layout.
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("this needs chromium and chromedriver on the PATH")
     with socket.create_server(("127.0.0.1", 0)) as free:
