@@ -92,7 +92,8 @@ class Answerer(threading.Thread):
     def __init__(self, kafka: str, topic: str, predictions: str, partitions: int) -> None:
         super().__init__(daemon=True)
         self._consumer = Consumer({"bootstrap.servers": kafka, "group.id": f"answerer-{topic}", "auto.offset.reset": "earliest"})
-        self._consumer.subscribe([topic])
+        self.listening = threading.Event()  # a group takes seconds to be made, and who asks waits for two
+        self._consumer.subscribe([topic], on_assign=lambda *_: self.listening.set())
         self._producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0})
         self._predictions = predictions
         self._partitions = partitions
@@ -276,6 +277,7 @@ def made(kafka: str, redis_url: str, registry_url: str, folder: Path) -> Iterato
     tokens_file.write_text("".join(f"{line}\n" for _, line in new.values()))
     answerer = Answerer(kafka, pipeline.question.topic, topics.predictions.name, 2)
     answerer.start()
+    assert answerer.listening.wait(PATIENCE_S)
     tokens = {role: token for role, (token, _) in new.items()}
     yield Ground(pipeline, answerer, tokens, tokens_file, kafka, redis_url, registry_url, folder)
     answerer.ended.set()
