@@ -10,9 +10,9 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -466,15 +466,10 @@ def backfill(
     from driftline.operate.backfill import wide as by_feature
 
     clock, declared = SystemClock(), _declared(name)
-    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock)
-    order, more = work.order_of(sort=sort, as_arrived=as_arrived), [by_feature(declared.layout)] if wide else []
-    for line in work.make(declared, files or [], out, wanted, order, clock, _console(), more):
-        typer.echo(line)
+    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock, sort=sort, as_arrived=as_arrived)
+    _tell(work.make(declared, files or [], out, wanted, clock, _console(), [by_feature(declared.layout)] if wide else []))
     if verify:
-        verified = work.verify(declared, out, wanted, _console())
-        for line in verified.lines():
-            typer.echo(line)
-        raise typer.Exit(0 if verified.stands else 1)
+        _judge(work.verify(declared, out, wanted, _console()))
 
 
 @app.command()
@@ -513,16 +508,12 @@ def score(
     digest = model if is_digest(model) else _ask(name, read_history).model_meant(model)
     module = importlib.import_module("services.inference.batch")
     loaded = module.load(read(module.Settings, models_of()), digest)
-    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock)
-    order, features = work.order_of(sort=sort, as_arrived=as_arrived), [by_feature(declared.layout)] if wide else []
+    wanted = work.Wanted.of(partition, (from_offset, to_offset), (from_time, to_time), clock, sort=sort, as_arrived=as_arrived)
+    more = [module.scorer(declared, loaded), *([by_feature(declared.layout)] if wide else [])]
     typer.echo(f"{loaded.manifest.model}  {digest[:12]}  alerts from {loaded.threshold:g}")
-    for line in work.make(declared, files or [], out, wanted, order, clock, _console(), [module.scorer(declared, loaded), *features]):
-        typer.echo(line)
+    _tell(work.make(declared, files or [], out, wanted, clock, _console(), more))
     if verify:
-        compared = work.compare_scores(declared, out, digest, _console())
-        for line in compared.lines():
-            typer.echo(line)
-        raise typer.Exit(0 if compared.stands else 1)
+        _judge(work.compare_scores(declared, out, digest, _console()))
 
 
 @app.command()
@@ -539,8 +530,7 @@ def export(
     """Write what the loop has said to Parquet files: all of a topic up to now, or a range of its offsets, without copies."""
     from driftline.operate import exporting
 
-    for line in exporting.make(_declared(pipeline), kind, out, (partition, from_offset, to_offset), _console(), wide=wide):
-        typer.echo(line)
+    _tell(exporting.make(_declared(pipeline), kind, out, (partition, from_offset, to_offset), _console(), wide=wide))
 
 
 @app.command()
@@ -558,6 +548,26 @@ def mirror(
     declared = _declared(name)
     found = mirrored(declared, _ask(name, read_history), bundles_of(models_of()), to)
     typer.echo(found.line(declared.name, to))
+
+
+class _Verdict(Protocol):
+    """What a comparison came to."""
+
+    @property
+    def stands(self) -> bool: ...
+
+    def lines(self) -> list[str]: ...
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _judge(found: _Verdict) -> None:
+    """Tell it, and end with it as the exit status."""
+    _tell(found.lines())
+    raise typer.Exit(0 if found.stands else 1)
 
 
 def _declared(name: str | None) -> Pipeline:

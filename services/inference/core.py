@@ -151,25 +151,25 @@ class Inference:
 
     def say(self, rows: Table) -> Served:
         """What `step` says of each row, without messages. Read are the columns `deployment`, `key`, `layout` and `row`."""
-        return self._said(self._asked(rows))
+        return self._said(self._asked(rows), self._by_deployment(rows))
 
     def _answered(self, rows: Table) -> list[Messages]:
-        asked, shadows = self._asked(rows), list[Messages]()
-        served = self._said(asked)
-        for deployment, mine in self._by_deployment(rows):
-            shadows += self._shadowed(deployment, asked.take(mine))
+        asked, parts = self._asked(rows), self._by_deployment(rows)
+        served = self._said(asked, parts)
+        shadows = [one for deployment, mine in parts for one in self._shadowed(deployment, asked.take(mine))]
         return [self._predictions(rows, served), _answers(rows, served), *shadows]
 
-    def _said(self, asked: Asked) -> Served:
+    def _said(self, asked: Asked, parts: Sequence[tuple[Deployment, Ints]]) -> Served:
         served = Served.nothing(len(asked.rows))
-        for deployment, mine in self._by_deployment(asked.rows):
+        for deployment, mine in parts:
             self._serve(deployment, asked, mine, served)
         served.flags |= self._stale(asked)
         return served
 
-    def _by_deployment(self, rows: Table) -> Iterator[tuple[Deployment, Ints]]:
-        for version in np.unique(rows["deployment"]).tolist():
-            yield self._deployments[version], np.flatnonzero(rows["deployment"] == version)
+    def _by_deployment(self, rows: Table) -> list[tuple[Deployment, Ints]]:
+        """The deployments that rows name, each with the places of its rows."""
+        named = rows["deployment"]
+        return [(self._deployments[version], np.flatnonzero(named == version)) for version in np.unique(named).tolist()]
 
     def _asked(self, rows: Table) -> Asked:
         """A row of another layout, or of another length, can be read by nobody."""

@@ -509,7 +509,7 @@ class IntakePart:
                 pipeline=self._pipeline.name, service="intake", topic=upstream.topic
             )
             for stamps in upstream.left(offset):
-                hops.observe((now_ms - stamps) / 1000)
+                hops.observe(np.maximum(now_ms - stamps, 0) / 1000)  # a sender's clock may be ahead
 
     def _tell_lags(self, horizon: Horizon, intake: Intake) -> None:
         """How far each source is behind, at times; in a replay behind the clock's last record."""

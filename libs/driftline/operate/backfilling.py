@@ -29,21 +29,34 @@ from driftline.settings import secret
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which rows, of which partition of the log."""
+    """Which rows, of which partition of the log; and what the order of the records in files means."""
 
     span: Span
     partition: int | None = None
+    order: Order = Order.REFUSE
 
     @classmethod
-    def of(cls, partition: int | None, offsets: tuple[int | None, int | None], times: tuple[str, str], clock: Clock) -> Wanted:
+    def of(
+        cls,
+        partition: int | None,
+        offsets: tuple[int | None, int | None],
+        times: tuple[str, str],
+        clock: Clock,
+        *,
+        sort: bool = False,
+        as_arrived: bool = False,
+    ) -> Wanted:
         """From what stands on the command line. Raises Invalid."""
+        if sort and as_arrived:
+            raise Invalid("--sort changes the order of the records and --as-arrived keeps it: choose one")
+        order = Order.SORT if sort else Order.ARRIVED if as_arrived else Order.REFUSE
         now_ms = clock.now_ms()
         from_ms = since_ms(times[0], now_ms, "--from") if times[0] else 0
         to_ms = since_ms(times[1], now_ms, "--to") if times[1] else FOREVER
         first, end = offsets[0] or 0, FOREVER if offsets[1] is None else offsets[1]
         if from_ms >= to_ms or first >= end:
             raise Invalid("the rows that are wanted end before they begin: look at --from and --to, or --from-offset and --to-offset")
-        return cls(Span(from_ms, to_ms, first, end), partition)
+        return cls(Span(from_ms, to_ms, first, end), partition, order)
 
     @property
     def of_a_log(self) -> bool:
@@ -51,19 +64,11 @@ class Wanted:
         return self.partition is not None or (self.span.from_offset, self.span.to_offset) != (0, FOREVER)
 
 
-def order_of(*, sort: bool, as_arrived: bool) -> Order:
-    """From what stands on the command line. Raises Invalid."""
-    if sort and as_arrived:
-        raise Invalid("--sort changes the order of the records and --as-arrived keeps it: choose one")
-    return Order.SORT if sort else Order.ARRIVED if as_arrived else Order.REFUSE
-
-
 def make(
     pipeline: Pipeline,
     sources: Sequence[str],
     out: Path,
     wanted: Wanted,
-    order: Order,
     clock: Clock,
     console: Console,
     more: Sequence[Columns] = (),
@@ -74,13 +79,13 @@ def make(
     """
     if sources and wanted.of_a_log:
         raise Invalid("--partition, --from-offset and --to-offset are of the log: with files choose rows with --from and --to")
-    if order is not Order.REFUSE and not sources:
+    if wanted.order is not Order.REFUSE and not sources:
         raise Invalid("--sort and --as-arrived are about files, and the log is in order: leave them out, or name files")
     with Folder(out) as folder, followed("folding", console) as told:
         began_s = clock.monotonic_s()
         if sources:
             key = secret("pii_key").encode()
-            found = backfill_files(pipeline, places_of(pipeline, sources), folder, wanted.span, order, key, told, more)
+            found = backfill_files(pipeline, places_of(pipeline, sources), folder, wanted.span, wanted.order, key, told, more)
         else:
             found = asyncio.run(backfill_log(find_addresses(), pipeline, wanted.partition, wanted.span, folder, told, more))
         folder.finish()

@@ -67,4 +67,5 @@ def _time(name: str) -> pl.Expr:
     text = pl.col(name)
     whole = text.str.contains(WHOLE)
     written = pl.when(whole).then(None).otherwise(text).str.to_datetime("%+", time_unit="ms", time_zone="UTC")
-    return pl.when(whole).then(text.cast(pl.Int64, strict=False)).otherwise(written.cast(pl.Int64)).alias(name)
+    numbers = pl.when(whole).then(text).otherwise(None).cast(pl.Int64)
+    return pl.when(whole).then(numbers).otherwise(written.cast(pl.Int64)).alias(name)

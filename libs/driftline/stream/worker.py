@@ -29,6 +29,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from driftline.clock import Clock
 from driftline.errors import Fatal, Invalid, Recoverable
@@ -402,7 +403,7 @@ class _Session:
         self.applied_ms = int(polled.timestamps[end - 1])
         await self._progress()
         self._read.inc(end - first)
-        self._hops.observe((self._clock.now_ms() - polled.timestamps[first:end]) / 1000)
+        self._hops.observe(np.maximum(self._clock.now_ms() - polled.timestamps[first:end], 0) / 1000)  # a sender's clock may be ahead
         self._tally(effects, len(batch) - len(fresh), len(refused))
 
     async def _load(self, batch: Batch) -> None:

@@ -21,6 +21,7 @@ from ..access import EVERYBODY
 COOKIE = "driftline_session"
 LIFE_S = 8 * 3_600.0
 SESSIONS_MAX = 1_000
+OF_ONE_MAX = 20  # whoever logs in more often ends sessions of their own, and nobody else's
 ID_BYTES = 32
 
 
@@ -59,6 +60,9 @@ class Sessions:
         holder = None if self._tokens is None else self._tokens.holder(token)
         if holder is None:
             return None
+        mine = [name for name, session in self._sessions.items() if session.holder == holder]
+        for name in mine[: max(0, len(mine) + 1 - OF_ONE_MAX)]:
+            del self._sessions[name]
         id = secrets.token_urlsafe(ID_BYTES)
         self._sessions[_digest(id)] = Session(holder, secrets.token_urlsafe(ID_BYTES), self._clock.monotonic_s() + LIFE_S)
         while len(self._sessions) > SESSIONS_MAX:

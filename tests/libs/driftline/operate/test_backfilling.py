@@ -203,6 +203,7 @@ def test_csv_files_are_read_by_the_types_of_the_schema(tmp_path: Path):
         (f"payment_id,card,at\na,x,{START_MS}\n", 'has no column "amount"'),
         (f"payment_id,card,at,amount\na,x,{START_MS},much\n", "payments.csv cannot be read as CSV of Payment"),
         ("payment_id,card,at,amount\na,x,2023-11-15 01:00,1\n", "Times are ISO 8601 with an offset"),
+        ("payment_id,card,at,amount\na,x,99999999999999999999,1\n", "Times are ISO 8601 with an offset"),
     ],
 )
 def test_csv_that_says_something_else_is_refused_by_name(tmp_path: Path, text: str, words: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from driftline.clock import ManualClock
 from driftline.operate.tokens import Holder, Role, Tokens, digest_of
-from services.gateway.console.sessions import LIFE_S, SESSIONS_MAX, Sessions
+from services.gateway.console.sessions import LIFE_S, OF_ONE_MAX, SESSIONS_MAX, Sessions
 
 ANN = Holder("ann", frozenset({Role.OPERATOR}))
 TOKENS = Tokens([(digest_of("dl_anns"), ANN)])
@@ -46,9 +46,21 @@ def test_there_is_a_limit_and_the_oldest_ends() -> None:
     """
     Nothing grows for ever.
     """
-    sessions = Sessions(TOKENS, ManualClock())
-    ids = [sessions.begin("dl_anns") for _ in range(SESSIONS_MAX + 1)]
+    tokens = Tokens([(digest_of(f"dl_{number}"), Holder(f"p{number}", frozenset())) for number in range(SESSIONS_MAX + 1)])
+    sessions = Sessions(tokens, ManualClock())
+    ids = [sessions.begin(f"dl_{number}") for number in range(SESSIONS_MAX + 1)]
     assert [sessions.find(ids[0]) is None, sessions.find(ids[1]) is None] == [True, False]
+
+
+def test_whoever_logs_in_time_and_again_ends_sessions_of_their_own() -> None:
+    """
+    Or else one token, of whatever role, could log everybody out.
+    """
+    tokens = Tokens([(digest_of(f"dl_{name}"), Holder(name, frozenset())) for name in ("ann", "eve")])
+    sessions = Sessions(tokens, ManualClock())
+    anns, eves = sessions.begin("dl_ann"), [sessions.begin("dl_eve") for _ in range(SESSIONS_MAX + 1)]
+    assert sessions.find(anns) is not None
+    assert [sessions.find(id) is not None for id in eves] == [False] * (SESSIONS_MAX + 1 - OF_ONE_MAX) + [True] * OF_ONE_MAX
 
 
 def test_each_session_has_a_word_of_its_own_for_its_forms() -> None:
