@@ -351,11 +351,16 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
         await upstream.put(upstream.payments, 0, b"{broken", None)
         await upstream.put(upstream.prices, 0, price(0, now_ms()))
         await until(lambda: has(upstream, {"p29", "q0"}))
-        await asyncio.sleep(2.0)
+        await upstream.put(upstream.payments, 1, b"{broken")  # alone, and nothing after it
+        await asyncio.sleep(3.0)
         assert not task.done()
+        whole = {"pipeline": upstream.name, "service": "intake", "topic": f"{upstream.name}-events", "partition": "all"}
+        assert REGISTRY.get_sample_value("driftline_partition_ready", whole) == 1
+    assert REGISTRY.get_sample_value("driftline_partition_ready", whole) == 0
     counted = {"pipeline": upstream.name, "service": "intake", "topic": upstream.payments}
-    assert REGISTRY.get_sample_value("driftline_hop_duration_seconds_count", counted) == 32  # the refused too
+    assert REGISTRY.get_sample_value("driftline_hop_duration_seconds_count", counted) == 33  # the refused too
     assert [REGISTRY.get_sample_value("driftline_lag_messages", {**counted, "partition": one}) for one in ("0", "1")] == [0, 0]
+    assert [REGISTRY.get_sample_value("driftline_lag_seconds", {**counted, "partition": one}) for one in ("0", "1")] == [0, 0]
     log = await upstream.log()
     cards = {n: int(partitions_of(Varlen.of([f"c{n % 7}"]), PARTITIONS)[0]) for n in range(30)}
     for partition, records in log.items():
@@ -365,7 +370,11 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
         assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
         assert len(ticks) >= 3 and ticks[-1] * TICK_MS <= now_ms()
     assert sum(("q0", True) in records for records in log.values()) == 1
-    assert [(upstream.payments, 15, "undecodable"), (upstream.payments, 16, "undecodable")] == await upstream.letters()
+    assert [
+        (upstream.payments, 15, "undecodable"),
+        (upstream.payments, 15, "undecodable"),
+        (upstream.payments, 16, "undecodable"),
+    ] == sorted(await upstream.letters())
 
 
 async def test_live_a_backlog_of_more_than_may_wait_does_not_wait_for_itself(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):

@@ -493,6 +493,26 @@ async def test_too_many_dead_letters_stop_the_partition_and_say_why(bench: Bench
     assert "DRIFTLINE_DEAD_LETTERS_MAX" in worker.refused
 
 
+async def test_it_is_told_whether_a_partition_is_worked_on(bench: Bench):
+    """
+    1 while it is, and not when it was left or refused: what waits there nobody can know then.
+    """
+    where = {"pipeline": bench.name, "service": "toy", "topic": bench.topics.events.name, "partition": "0"}
+    worker = await bench.worker()
+    task = asyncio.create_task(worker.run())
+    while not worker.ready:
+        await asyncio.sleep(0.01)
+    assert told("driftline_partition_ready", **where) == 1
+    worker.stop()
+    await task
+    assert told("driftline_partition_ready", **where) == 0
+    await bench.publish(1)
+    await bench.run_until(1)
+    bench.digest = "v2"
+    assert (await bench.run_until(2, timeout_s=10)).refused
+    assert told("driftline_partition_ready", **where) == 0
+
+
 async def test_another_definition_is_refused_and_names_the_command(bench: Bench):
     """
     State that was folded by other rules is never gone on from.
