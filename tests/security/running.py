@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -24,6 +23,7 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.pipeline import load_pipeline
 from driftline.stream.kafka import LogReader, create_topics, ensure_topics
+from tests.processes import service as running_service
 
 PATIENCE_S = 120.0
 DECLARATION = """
@@ -83,18 +83,8 @@ class Site:
     @contextmanager
     def process(self, service: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
         """`driftline run`, asked to drain at the end, and killed when it does not."""
-        command = [sys.executable, "-m", "driftline", "run", service, "--pipeline", self.name]
-        with (self.folder / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen(command, env={**self.environment, **settings}, stdout=log, stderr=log)
-        try:
+        with running_service(service, self.name, {**self.environment, **settings}, self.folder) as process:
             yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
-                process.wait()
 
     async def command(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """`driftline ...`, to its end."""

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from driftline.errors import DriftlineError
 from driftline.pipeline import load_pipeline
 from driftline.stream.dead_letters import REASONS
 from driftline.stream.kafka import LogReader, ensure_topics
+from tests.processes import service as running_service
 
 PATIENCE_S = 240.0
 pytestmark = pytest.mark.timeout(900)  # processes of Python start and stop a dozen times, on machines that others use too
@@ -90,18 +90,8 @@ class Site:
     @contextmanager
     def process(self, service: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
         """`driftline run`, asked to drain at the end, and killed when it does not."""
-        command = [sys.executable, "-m", "driftline", "run", service, "--pipeline", self.name]
-        with (self.folder / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen(command, env={**self.environment, **settings}, stderr=log)
-        try:
+        with running_service(service, self.name, {**self.environment, **settings}, self.folder) as process:
             yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
-                process.wait()
 
     async def put(self, topic: str, records: Sequence[Record]) -> None:
         producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=4 << 20, enable_idempotence=True)

@@ -16,18 +16,9 @@ from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader
 from driftline.stream.records import Polled
+from tests.processes import until
 
 DAY = 86_400_000
-PATIENCE_S = 20.0
-
-
-def until(found: Any, good: Any) -> Any:
-    """What `found` gives once it is `good`, for the log takes its time."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not good(told := found()):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.05)
-    return told
 
 
 def test_releases_are_told_with_their_roles_and_each_with_its_evidence(running: Any, rollout: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,11 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.records import Polled
 from services.gateway.console.routes import FILES, HERE
 from services.gateway.console.sessions import COOKIE
+from tests.processes import until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 DAY = 86_400_000
-PATIENCE_S = 20.0
 ROOT = Path(__file__).parents[4]
-
-
-def until(found: Any, good: Any) -> Any:
-    """What `found` gives once it is `good`, for the log takes its time."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not good(told := found()):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.05)
-    return told
 
 
 def logged_in(running: Any, role: str) -> Any:
