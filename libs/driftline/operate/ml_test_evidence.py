@@ -10,34 +10,22 @@ import asyncio
 import json
 import re
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from driftline.contracts.messages import Deployment, Release, Report
 from driftline.contracts.topics import Topics
+from driftline.local.progress import Sample, read_metrics
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.operate.models import History
 from driftline.pipeline import Pipeline, check
 
-SCRAPE_TIMEOUT_S = 2.0
 GIT_TIMEOUT_S = 10.0
 DOCUMENTED = "manual-tests.md"  # in the pipeline's folder: a heading for each test that people do, with who, when and the outcome below it
 WORDS_MIN = 8  # below a heading; fewer document nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One series of a process's metrics."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +103,7 @@ async def gather(addresses: Addresses, pipeline: Pipeline, tree: Path) -> Eviden
 def scraped(run_dir: Path) -> Iterator[Sample]:
     """The metrics of every process that wrote its address into `run_dir` and answers."""
     for place in sorted(run_dir.glob("*.json")):
-        try:
-            with urllib.request.urlopen(f"{json.loads(place.read_text())['ops']}/metrics", timeout=SCRAPE_TIMEOUT_S) as answer:
-                text = answer.read().decode()
-        except (OSError, ValueError, KeyError):
-            continue
-        yield from samples_in(text)
-
-
-def samples_in(text: str) -> Iterator[Sample]:
-    """The series of one scrape."""
-    for family in text_string_to_metric_families(text):
-        for one in family.samples:
-            yield Sample(one.name, one.labels, one.value)
+        yield from read_metrics(run_dir, place.stem)
 
 
 def collected_in(tree: Path) -> frozenset[str] | None:
