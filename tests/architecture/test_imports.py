@@ -112,8 +112,9 @@ MAY_LOAD = {
 
 
 def loaded_by(module: str) -> set[str]:
-    """The packages that an import of `module` loads, without our own and what comes with Python."""
-    command = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} - set(sys.stdlib_module_names))"
+    """The packages that an import of `module` loads, without our own, what comes with Python, and what this Python loads by itself."""
+    loaded = "{name.split('.')[0] for name in sys.modules}"
+    command = f"import sys; before = {loaded}; import {module}; print(*{loaded} - before - set(sys.stdlib_module_names))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "libs"), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     return {name for name in done.stdout.split() if not name.startswith("_")} - {"driftline", "services"}

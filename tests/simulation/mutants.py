@@ -363,7 +363,7 @@ MUTANTS = (
         "the newest deployment",
         "Inference scores by the newest deployment that it knows, not by the one that the row names.",
         f"{INFERENCE}:Inference._by_deployment",
-        (("yield self._deployments[version],", "yield self._deployments[max(self._deployments)],"),),
+        (("return [(self._deployments[version],", "return [(self._deployments[max(self._deployments)],"),),
         only="stateless",
     ),
     Mutant(
