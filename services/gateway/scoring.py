@@ -25,7 +25,7 @@ from driftline.logs import log
 from driftline.metrics import metric
 from driftline.operate.predictions import Prediction
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Refused, Varlen
+from driftline.stream.batch import Refused, Varlen, distinct
 from driftline.stream.kafka import ACKS_S, Outlet, answering
 from driftline.stream.parse import Arrived, Parser
 from driftline.stream.records import Polled
@@ -229,7 +229,7 @@ class Scorer:
             raise Recoverable(f"{self._stream.topic} cannot be written to now")
         values = Varlen.of(self._prefix + body for body in fresh.bodies) if self._avro else values
         to = partitions_of(fresh.keys, self._partitions)
-        parts: Mapping[int, np.ndarray] = {int(partition): np.flatnonzero(to == partition) for partition in np.unique(to)}
+        parts: Mapping[int, np.ndarray] = {partition: np.flatnonzero(to == partition) for partition in distinct(to)}
         try:
             async with answering("not published", ACKS_S):
                 puts = (

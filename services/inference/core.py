@@ -21,7 +21,7 @@ from driftline.errors import Invalid
 from driftline.features.row import RowLayout
 from driftline.models.bundle import Manifest
 from driftline.pipeline import Pipeline, View
-from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen
+from driftline.stream.batch import Batch, Column, Effects, Ints, Messages, Refused, Table, Varlen, distinct
 
 Matrix = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -117,7 +117,7 @@ class Inference:
     def missing(self, batch: Batch) -> set[int]:
         """The versions that rows of `batch` name and that were not added yet; `step` must wait for them, and refuses what names others."""
         rows = batch["row"]
-        return set() if rows is None else set(np.unique(rows["deployment"]).tolist()) - self._deployments.keys()
+        return set() if rows is None else set(distinct(rows["deployment"])) - self._deployments.keys()
 
     def needs(self, batch: Batch) -> Sequence[bytes]:
         return ()
@@ -169,7 +169,7 @@ class Inference:
     def _by_deployment(self, rows: Table) -> list[tuple[Deployment, Ints]]:
         """The deployments that rows name, each with the places of its rows."""
         named = rows["deployment"]
-        return [(self._deployments[version], np.flatnonzero(named == version)) for version in np.unique(named).tolist()]
+        return [(self._deployments[version], np.flatnonzero(named == version)) for version in distinct(named)]
 
     def _asked(self, rows: Table) -> Asked:
         """A row of another layout, or of another length, can be read by nobody."""
@@ -280,8 +280,8 @@ class Reasons:
 
     def words(self, numbers: Ints) -> Varlen:
         """The names behind each number, as Avro encodes an array of strings."""
-        distinct, at = np.unique(numbers, return_inverse=True)
-        return Varlen.of(pack_strings(self._named(number)) for number in distinct.tolist()).take(at.reshape(-1))
+        found = distinct(numbers)
+        return Varlen.of(pack_strings(self._named(number)) for number in found).take(np.searchsorted(found, numbers))
 
     def _named(self, number: int) -> list[str]:
         names: list[str] = []

@@ -17,7 +17,7 @@ import numpy as np
 from driftline.contracts.messages import Source
 from driftline.features.murmur2 import partitions_of
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Column, Ints, Messages, Varlen
+from driftline.stream.batch import Column, Ints, Messages, Varlen, distinct
 from driftline.stream.parse import Arrived, join
 
 UPSTREAM = 16  # the first source number of upstream streams
@@ -25,6 +25,7 @@ FOREVER = 2**62
 FIRST_TICKS_MAX = 1_000_000  # how far behind the clock a pipeline's time may begin: 58 days of ticks of five seconds
 Origin = tuple[int, int]  # number of the stream, partition of its topic
 NOBODY = (-1, -1)
+ORIGIN_BITS = 32  # the place of a partition in an origin that is written as one number
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +244,8 @@ class _Merged:
         return int(np.argmax(unknown)) if unknown.any() else len(self)
 
     def counts(self) -> dict[Origin, int]:
-        origins, counts = np.unique(np.stack([self.streams, self.partitions]), axis=1, return_counts=True)
-        return {(int(stream), int(partition)): int(n) for (stream, partition), n in zip(origins.T, counts, strict=True)}
+        numbers = self.streams << ORIGIN_BITS | self.partitions
+        return {(number >> ORIGIN_BITS, number & ~(-1 << ORIGIN_BITS)): int((numbers == number).sum()) for number in distinct(numbers)}
 
     def messages(self, index: Ints, home: np.ndarray, to: int) -> Messages:
         records = self.arrived.take(index)

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any, cast
 
 import fastavro
@@ -35,7 +36,15 @@ CODES = {"boolean": BOOLEAN, "int": INT, "long": LONG, "float": FLOAT, "double":
 FIXED_BYTES = {FLOAT: 4, DOUBLE: 8, BOOLEAN: 1}
 NEVER = -1  # the branch of null, in a field that cannot be null
 INT_MAX = 2**31 - 1
+BUFFERS_MAX = 12
 FRAME = struct.Struct(">bI")
+NO_OCTETS: Octets = np.zeros(0, np.uint8)
+MISFITS = {
+    INT: "of more than 32 bits",
+    STRING: "null, no valid UTF-8, or outside its buffer",
+    BYTES: "null, or outside its buffer",
+    STRINGS: "null, no array of strings, or outside its buffer",
+}
 
 
 @cache
@@ -223,6 +232,7 @@ class Codec:
         self.flat = len(self._flats) == len(flats)
         self._codes = np.array([flat.code for flat in self._flats], np.int64)
         self._nulls = np.array([flat.null for flat in self._flats], np.int64)
+        self._groups = _groups(self._flats) if self.flat else []
         self._parsed = None if self.flat else fastavro.parse_schema(_plain_type(schema))
         if self.flat:
             _loops()
@@ -262,18 +272,29 @@ class Codec:
             raise Invalid(f"{self.schema['name']}: {', '.join(uneven)} not of the length of {self.fields[0]}, which is {n}")
         if not self.flat:
             return self._encode_singly(columns, prefix)
+        cells, stops = np.empty((len(self.fields), n), np.int64), np.zeros((len(self.fields), n), np.int64)
+        data = [self._lay(place, columns[name], cells[place], stops[place]) for place, name in enumerate(self.fields)]
         sizes = np.full(n, len(prefix), np.int64)
-        parts = [self._part(name, flat, columns[name], sizes) for name, flat in zip(self.fields, self._flats, strict=True)]
-        return _joined(prefix, parts, sizes)
+        for group in self._groups:
+            field, record = _loops().measure(*group.of(data, cells, stops), sizes)
+            if field >= 0:
+                name = self.fields[group.fields.start + field]
+                raise Invalid(f"{self.schema['name']}.{name}: value {record} is {MISFITS[int(group.codes[field])]}")
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        out, places = np.empty(int(ends[-1]) if n else 0, np.uint8), starts.copy()
+        _loops().write_prefix(np.frombuffer(prefix, np.uint8), out, places)
+        for group in self._groups:
+            _loops().write(*group.of(data, cells, stops), out, places)
+        return Varlen(out, starts, ends)
 
-    def _part(self, name: str, flat: Flat, given: Column, sizes: Ints) -> _Part:
-        """The column `name` ready to be written, what it takes added to `sizes`."""
+    def _lay(self, place: int, given: Column, cells: Ints, stops: Ints) -> Octets:
+        """Put a column into the cells of its field, and return the buffer that these point into."""
+        flat, name = self._flats[place], self.fields[place]
         try:
-            part = _part(flat, given if isinstance(given, Varlen | np.ndarray) else column(self._kinds[name], given))
-            part.add_sizes(sizes)
+            return _lay(flat, given if isinstance(given, Varlen | np.ndarray) else column(self._kinds[name], given), cells, stops)
         except Invalid as error:
             raise Invalid(f"{self.schema['name']}.{name}: {error}") from error
-        return part
 
     def _decode_singly(self, data: Varlen) -> tuple[dict[str, Column], Bools]:
         records = [self._record(value) for value in data.tolist()]
@@ -352,102 +373,80 @@ def _as_column(flat: Flat, data: Octets, cells: Ints, stops: Ints) -> Column:
     return np.where(stops == -1, values.dtype.type(np.nan), values) if flat.nullable else values
 
 
-# ---- columns to bytes: each part first adds up the sizes, then writes its values ---------------------------------------------
+# ---- columns to cells: for all fields at once, because to call a compiled loop for each costs more than one record does -------
 
 
 @dataclass(frozen=True, slots=True)
-class _Longs:
-    values: Ints
-    absent: Bools
-    null: int
+class _Group:
+    """Consecutive fields of which no more than BUFFERS_MAX lie in buffers: so many can be handed to a compiled loop."""
 
-    def add_sizes(self, sizes: Ints) -> None:
-        _loops().add_long_sizes(self.values, self.absent, self.null, sizes)
+    fields: slice
+    codes: Ints
+    nulls: Ints
+    buffers: Ints  # of each field, the number of its buffer among those of the group
+    sized: Sequence[int]  # the fields that have one, by their places among all
 
-    def write(self, out: Octets, places: Ints) -> None:
-        _loops().write_longs(self.values, self.absent, self.null, out, places)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fixed:
-    values: Octets  # (n, width)
-    absent: Bools
-    null: int
-
-    def add_sizes(self, sizes: Ints) -> None:
-        sizes += np.where(self.absent, 0, self.values.shape[1]) + (self.null != NEVER)
-
-    def write(self, out: Octets, places: Ints) -> None:
-        _loops().write_fixed(self.values, self.absent, self.null, out, places)
+    def of(self, data: Sequence[Octets], cells: Ints, stops: Ints) -> tuple[Any, ...]:
+        """What the loops take of this group."""
+        buffers = [data[place] for place in self.sized]
+        buffers += [NO_OCTETS] * (BUFFERS_MAX - len(buffers))
+        return tuple(buffers), self.buffers, self.codes, self.nulls, cells[self.fields], stops[self.fields]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    values: Varlen
-    code: int
-    null: int
-
-    def add_sizes(self, sizes: Ints) -> None:
-        values = self.values
-        fault = _loops().checked_sizes(values.data, values.starts, values.ends, self.code, self.null != NEVER, sizes)
-        if fault >= 0:
-            raise Invalid(f"value {fault} is null, no valid UTF-8, no array of strings, or outside its buffer")
-
-    def write(self, out: Octets, places: Ints) -> None:
-        _loops().write_varlen(self.values.data, self.values.starts, self.values.ends, self.code, self.null, out, places)
+def _groups(flats: Sequence[Flat]) -> list[_Group]:
+    sized = [place for place, flat in enumerate(flats) if flat.code >= BYTES]
+    cuts = [0, *sized[BUFFERS_MAX::BUFFERS_MAX], len(flats)]
+    return [_group(flats, slice(start, stop)) for start, stop in pairwise(cuts) if start < stop]
 
 
-_Part = _Longs | _Fixed | _Sized
+def _group(flats: Sequence[Flat], fields: slice) -> _Group:
+    mine = flats[fields]
+    has_buffer = np.array([flat.code >= BYTES for flat in mine])
+    return _Group(
+        fields,
+        np.array([flat.code for flat in mine], np.int64),
+        np.array([flat.null for flat in mine], np.int64),
+        np.where(has_buffer, np.cumsum(has_buffer) - 1, 0),
+        (fields.start + np.flatnonzero(has_buffer)).tolist(),
+    )
 
 
-def _joined(prefix: bytes, parts: Sequence[_Part], sizes: Ints) -> Varlen:
-    """The records of `sizes` one after the other."""
-    ends = np.cumsum(sizes)
-    starts = ends - sizes
-    out, places = np.empty(int(sizes.sum()), np.uint8), starts.copy()
-    framing = np.tile(np.frombuffer(prefix, np.uint8), (len(sizes), 1))
-    for part in (_Fixed(framing, np.zeros(len(sizes), np.bool_), NEVER), *parts):
-        part.write(out, places)
-    return Varlen(out, starts, ends)
-
-
-def _part(flat: Flat, given: Column) -> _Part:
+def _lay(flat: Flat, given: Column, cells: Ints, stops: Ints) -> Octets:
     if isinstance(given, Varlen):
         if flat.code < BYTES:
             raise Invalid("strings given for a number")
-        whole = Varlen(np.ascontiguousarray(given.data), np.ascontiguousarray(given.starts), np.ascontiguousarray(given.ends))
-        return _Sized(whole, flat.code, flat.null)
+        cells[:] = given.starts
+        stops[:] = np.where(given.starts < 0, -1, given.ends) if flat.nullable else given.ends
+        return np.ascontiguousarray(given.data)
     if flat.code >= BYTES or not isinstance(given, np.ndarray):
         raise Invalid("numbers given for a string")
-    absent = np.isnan(given) if flat.nullable and given.dtype.kind == "f" else np.zeros(len(given), np.bool_)
-    if flat.code in FIXED_BYTES:
-        return _Fixed(_octets(flat, given, absent), absent, flat.null)
-    return _Longs(_whole(flat, given, absent), absent, flat.null)
+    if flat.nullable and given.dtype.kind == "f":
+        absent = np.isnan(given)
+        stops[absent] = -1
+        given = np.where(absent, 0, given)
+    cells[:] = _bits(flat, given)
+    return NO_OCTETS
 
 
-def _octets(flat: Flat, given: npt.NDArray[Any], absent: Bools) -> Octets:
-    """The bytes (n, width) of floats, doubles or booleans."""
+def _bits(flat: Flat, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What goes into the cells of numbers of which none is null."""
+    kind = given.dtype.kind
     if flat.code == BOOLEAN:
-        values: npt.NDArray[Any] = np.where(absent, 0, given)
-        if given.dtype.kind not in "bf" or not np.isin(values, (0, 1)).all():
+        if kind != "b" and (kind != "f" or not np.isin(given, (0, 1)).all()):
             raise Invalid("not all true or false")
-        return values.astype(np.uint8).reshape(-1, 1)
-    if given.dtype.kind not in "fiu":
-        raise Invalid(f"{given.dtype} given for a float or double")
-    dtype = np.dtype("<f4") if flat.code == FLOAT else np.dtype("<f8")
-    return np.ascontiguousarray(given, dtype).view(np.uint8).reshape(-1, dtype.itemsize)
-
-
-def _whole(flat: Flat, given: npt.NDArray[Any], absent: Bools) -> Ints:
-    if given.dtype.kind not in ("iuf" if flat.nullable else "iu"):
+        return given
+    if flat.code in (FLOAT, DOUBLE):
+        if kind not in "fiu":
+            raise Invalid(f"{given.dtype} given for a float or double")
+        return given.astype(np.float32).view(np.int32) if flat.code == FLOAT else given.astype(np.float64).view(np.int64)
+    if kind == "i":
+        return given
+    if kind not in ("uf" if flat.nullable else "u"):
         raise Invalid(f"{given.dtype} given for an integer")
-    given = np.where(absent, 0, given) if absent.any() else given
     with np.errstate(invalid="ignore"):  # what is too large for an integer is found below
-        values = np.ascontiguousarray(given, np.int64)
-    if given.dtype.kind != "i" and not (values == given).all():
+        values = given.astype(np.int64)
+    if not (values == given).all():
         raise Invalid("a number that is not whole, or of more than 64 bits, given for an integer")
-    if flat.code == INT and len(values) and not (values.min() >= -INT_MAX - 1 and values.max() <= INT_MAX):
-        raise Invalid("a number of more than 32 bits given for an int")
     return values
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from driftline.compiled import numba, uncounted
-from driftline.contracts.avro import BOOLEAN, BYTES, DOUBLE, FLOAT, INT, INT_MAX, LONG, NEVER, STRING, STRINGS
+from driftline.contracts.avro import BOOLEAN, BUFFERS_MAX, BYTES, DOUBLE, FLOAT, INT, INT_MAX, LONG, NEVER, STRING, STRINGS
 from driftline.stream.batch import Ints
 
 Octets = npt.NDArray[np.uint8]
@@ -25,9 +25,10 @@ Number = Any  # an int64 to numba, which infers it; mixed with a Python int in w
 
 INTS_IN = numba.types.Array(numba.int64, 1, "C", readonly=True)
 OCTETS_IN = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-ROWS_IN = numba.types.Array(numba.uint8, 2, "C", readonly=True)
-BOOLS_IN = numba.types.Array(numba.boolean, 1, "C", readonly=True)
-FLAG = numba.boolean
+CELLS = numba.int64[:, ::1]
+PLACE = numba.types.UniTuple(numba.int64, 2)  # type: ignore[no-untyped-call]  # numba has no types of its own
+BUFFERS = numba.types.UniTuple(OCTETS_IN, BUFFERS_MAX)  # type: ignore[no-untyped-call]
+GROUP = BUFFERS, INTS_IN, INTS_IN, INTS_IN, CELLS, CELLS
 
 
 def _compiled(*signature: Any, returns: Any = numba.void) -> Callable[[Kernel], Kernel]:
@@ -143,7 +144,7 @@ def _read_value(data: Octets, at: Number, end: int, code: int) -> tuple[Number, 
     return value, np.int64(0), at + width
 
 
-@_compiled(OCTETS_IN, INTS_IN, INTS_IN, INTS_IN, INTS_IN, numba.int64[:, ::1], numba.int64[:, ::1], numba.int64[::1])
+@_compiled(OCTETS_IN, INTS_IN, INTS_IN, INTS_IN, INTS_IN, CELLS, CELLS, numba.int64[::1])
 def decode(data: Octets, starts: Ints, ends: Ints, codes: Ints, nulls: Ints, cells: Ints, stops: Ints, faults: Ints) -> None:
     """
     Fill `cells` and `stops` (fields, n), and `faults` (n): 0 for a good record, else 1 + the number of the field that did
@@ -201,80 +202,139 @@ def _write_long(out: Octets, at: int, value: int) -> int:
     return at + 1
 
 
-@_compiled(INTS_IN, BOOLS_IN, numba.int64, numba.int64[::1])
-def add_long_sizes(values: Ints, absent: Bools, null: int, sizes: Ints) -> None:
-    """Add to `sizes` what each of `values` takes. `null` is the branch of null, or NEVER; `absent` says where it is taken."""
-    for record in range(len(values)):
+@uncounted()
+def _measure_numbers(code: int, field: int, null: int, cells: Ints, stops: Ints, sizes: Ints) -> Number:
+    """The first record whose number has too many bits, or -1."""
+    fixed = np.int64(8 if code == DOUBLE else 4 if code == FLOAT else 1)
+    for record in range(len(sizes)):
+        if null != NEVER and stops[field, record] == -1:
+            continue
+        if code in (INT, LONG):
+            cell = cells[field, record]
+            if code == INT and not -INT_MAX - 1 <= cell <= INT_MAX:
+                return np.int64(record)
+            sizes[record] += _long_size(cell)
+        else:
+            sizes[record] += fixed
+    return np.int64(-1)
+
+
+@uncounted()
+def _measure_sized(data: Octets, code: int, field: int, null: int, cells: Ints, stops: Ints, sizes: Ints) -> Number:
+    """The first record whose value is outside `data`, null where it must not be, no text or no array of strings; or -1."""
+    for record in range(len(sizes)):
+        start, end = cells[field, record], stops[field, record]
+        if null != NEVER and end == -1:
+            continue
+        if start < 0 or end > len(data) or start > end:
+            return np.int64(record)
+        if code == STRINGS:
+            if _skip_strings(data, start, end) != end:
+                return np.int64(record)
+            sizes[record] += end - start
+            continue
+        if code == STRING and not _is_text(data, start, end):
+            return np.int64(record)
+        sizes[record] += _long_size(end - start) + end - start
+    return np.int64(-1)
+
+
+@_compiled(*GROUP, numba.int64[::1], returns=PLACE)
+def measure(
+    buffers: tuple[Octets, ...], buffer_of: Ints, codes: Ints, nulls: Ints, cells: Ints, stops: Ints, sizes: Ints
+) -> tuple[Number, Number]:
+    """
+    Add to `sizes` (n,) what the fields of each record take. Returns field and record of the first value that would not decode again,
+    (-1, -1) when there is none. `nulls` is the branch of null, or NEVER; a stop of -1 says that it is taken.
+    """
+    for field in range(len(codes)):
+        code, null = codes[field], nulls[field]
         if null != NEVER:
-            sizes[record] += 1
-        if not absent[record]:
-            sizes[record] += _long_size(values[record])
+            for record in range(len(sizes)):
+                sizes[record] += 1
+        if code < BYTES:
+            bad = _measure_numbers(code, field, null, cells, stops, sizes)
+        else:
+            bad = _measure_sized(buffers[buffer_of[field]], code, field, null, cells, stops, sizes)
+        if bad >= 0:
+            return field, bad
+    return -1, -1
 
 
-@_compiled(INTS_IN, BOOLS_IN, numba.int64, numba.uint8[::1], numba.int64[::1])
-def write_longs(values: Ints, absent: Bools, null: int, out: Octets, places: Ints) -> None:
-    """Write each of `values` at its place in `out`, and move the place on."""
-    for record in range(len(values)):
+@uncounted()
+def _write_branch(null: int, absent: bool, out: Octets, at: Number) -> Number:
+    """Say whether a value of a field that can be null follows, and return where."""
+    out[at] = 2 * (null if absent else 1 - null)
+    return at + 1
+
+
+@uncounted()
+def _write_integers(field: int, null: int, cells: Ints, stops: Ints, out: Octets, places: Ints) -> None:
+    for record in range(len(places)):
         at = places[record]
+        absent = null != NEVER and stops[field, record] == -1
         if null != NEVER:
-            out[at] = 2 * (null if absent[record] else 1 - null)
-            at += 1
-        places[record] = at if absent[record] else _write_long(out, at, values[record])
+            at = _write_branch(null, absent, out, at)
+        places[record] = at if absent else _write_long(out, at, cells[field, record])
 
 
-@_compiled(ROWS_IN, BOOLS_IN, numba.int64, numba.uint8[::1], numba.int64[::1])
-def write_fixed(values: Octets, absent: Bools, null: int, out: Octets, places: Ints) -> None:
-    """Write each row of `values`, bytes of one width, at its place in `out`, and move the place on."""
-    n, width = values.shape
-    for record in range(n):
+@uncounted()
+def _write_fixed(width: int, field: int, null: int, cells: Ints, stops: Ints, out: Octets, places: Ints) -> None:
+    for record in range(len(places)):
         at = places[record]
+        absent = null != NEVER and stops[field, record] == -1
         if null != NEVER:
-            out[at] = 2 * (null if absent[record] else 1 - null)
-            at += 1
-        if not absent[record]:
+            at = _write_branch(null, absent, out, at)
+        if not absent:
+            bits = np.uint64(cells[field, record])
             for position in range(width):
-                out[at + position] = values[record, position]
+                out[at + position] = np.uint8(bits >> np.uint64(8 * position) & np.uint64(0xFF))
             at += width
         places[record] = at
 
 
-@_compiled(OCTETS_IN, INTS_IN, INTS_IN, numba.int64, FLAG, numba.int64[::1], returns=numba.int64)
-def checked_sizes(data: Octets, starts: Ints, ends: Ints, code: int, nullable: bool, sizes: Ints) -> int:
-    """
-    Add to `sizes` what each value takes. Returns -1, or the number of the first value that would not decode again: outside
-    `data`, null where it must not be, a string that is no text, an array that is none.
-    """
-    for record in range(len(starts)):
-        start, end = starts[record], ends[record]
-        if nullable:
-            sizes[record] += 1
-            if start < 0:
-                continue
-        if start < 0 or end > len(data) or start > end:
-            return record
-        if code == STRINGS:
-            if _skip_strings(data, start, end) != end:
-                return record
-            sizes[record] += end - start
-            continue
-        if code == STRING and not _is_text(data, start, end):
-            return record
-        sizes[record] += _long_size(end - start) + end - start
-    return -1
-
-
-@_compiled(OCTETS_IN, INTS_IN, INTS_IN, numba.int64, numba.int64, numba.uint8[::1], numba.int64[::1])
-def write_varlen(data: Octets, starts: Ints, ends: Ints, code: int, null: int, out: Octets, places: Ints) -> None:
-    """Write each value, that `checked_sizes` found right, at its place in `out`, and move the place on."""
-    for record in range(len(starts)):
-        at, start, end = places[record], starts[record], ends[record]
+@uncounted()
+def _write_sized(data: Octets, code: int, field: int, null: int, cells: Ints, stops: Ints, out: Octets, places: Ints) -> None:
+    for record in range(len(places)):
+        at, start, end = places[record], cells[field, record], stops[field, record]
+        absent = null != NEVER and end == -1
         if null != NEVER:
-            out[at] = 2 * (null if start < 0 else 1 - null)
-            at += 1
-        if start >= 0:
+            at = _write_branch(null, absent, out, at)
+        if not absent:
             if code != STRINGS:
                 at = _write_long(out, at, end - start)
             for position in range(end - start):
                 out[at + position] = data[start + position]
             at += end - start
         places[record] = at
+
+
+@_compiled(*GROUP, numba.uint8[::1], numba.int64[::1])
+def write(
+    buffers: tuple[Octets, ...],
+    buffer_of: Ints,
+    codes: Ints,
+    nulls: Ints,
+    cells: Ints,
+    stops: Ints,
+    out: Octets,
+    places: Ints,
+) -> None:
+    """Write the fields of each record, that `measure` found right, at its place in `out`, and move the place on."""
+    for field in range(len(codes)):
+        code, null = codes[field], nulls[field]
+        if code in (INT, LONG):
+            _write_integers(field, null, cells, stops, out, places)
+        elif code < BYTES:
+            _write_fixed(8 if code == DOUBLE else 4 if code == FLOAT else 1, field, null, cells, stops, out, places)
+        else:
+            _write_sized(buffers[buffer_of[field]], code, field, null, cells, stops, out, places)
+
+
+@_compiled(OCTETS_IN, numba.uint8[::1], numba.int64[::1])
+def write_prefix(prefix: Octets, out: Octets, places: Ints) -> None:
+    """Begin each record with `prefix`, and move its place on."""
+    for record in range(len(places)):
+        for position in range(len(prefix)):
+            out[places[record] + position] = prefix[position]
+        places[record] += len(prefix)

@@ -102,6 +102,15 @@ class Varlen:
 
 Column = npt.NDArray[Any] | Varlen | Sequence[Any]
 
+
+def distinct(values: Ints) -> list[int]:
+    """The different ones of n numbers, ascending. In most batches they are all alike, which is seen without sorting."""
+    if len(values) and (values == values[0]).all():
+        return [int(values[0])]
+    found: list[int] = np.unique(values).tolist()
+    return found
+
+
 HEADER = ("source", "partition", "offset", "index", "event_offset", "writer")
 
 

@@ -19,7 +19,7 @@ from driftline.features.online import Answers, Evaluation
 from driftline.features.texts import UNIT_SEPARATOR
 from driftline.features.tiles import ROW_FORMAT
 from driftline.pipeline import Pipeline
-from driftline.stream.batch import Ints, Varlen
+from driftline.stream.batch import Ints, Varlen, distinct
 from driftline.stream.ledger import LEDGER, prefix_of
 from driftline.stream.store import Command, Store
 
@@ -107,7 +107,7 @@ class OnlineReader:
             return [self._of_partition(0, entities, np.arange(n))]
         homes = self._homes(entities, n)
         wanted = []
-        for partition in np.unique(homes).tolist():
+        for partition in distinct(homes):
             mine = np.flatnonzero(homes == partition)
             some = {name: [keys[at] for at in mine.tolist()] for name, keys in entities.items()}
             wanted.append(self._of_partition(partition, some, mine))

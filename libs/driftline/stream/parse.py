@@ -19,7 +19,7 @@ from driftline.contracts.avro import Codec, explain
 from driftline.errors import Invalid
 from driftline.features.upstream import Contract
 from driftline.pipeline import Stream
-from driftline.stream.batch import Column, Ints, Refused, Varlen, take
+from driftline.stream.batch import Column, Ints, Refused, Varlen, distinct, take
 from driftline.stream.records import FRAME_BYTES, SCHEMAS_MAX, Polled, SchemaRegistry, schema_ids
 
 VALUE_BYTES_MAX = 512 << 10
@@ -94,8 +94,9 @@ class Parser:
         polled, refused = _of_size(polled)
         formats = schema_ids(polled.values)
         parts = []
-        for schema_id in np.unique(formats).tolist():
-            mine = polled.take(formats == schema_id)
+        found = distinct(formats)
+        for schema_id in found:
+            mine = polled if len(found) == 1 else polled.take(formats == schema_id)
             columns, offsets, bad = self._avro(mine, schema_id) if schema_id >= 0 else self._from_json(mine)
             refused += bad
             if len(offsets):

@@ -19,7 +19,7 @@ from driftline.contracts.messages import schema as message_schema
 from driftline.contracts.messages import versions
 from driftline.contracts.topics import Topic
 from driftline.errors import Invalid
-from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen
+from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen, distinct
 
 FRAME_BYTES = 5
 SCHEMAS_MAX = 1_000  # ids that are remembered, of those that strangers make up too
@@ -117,7 +117,7 @@ class Decoder:
         ids = schema_ids(values)
         tables: dict[str, Table] = {}
         refused: list[Refused] = []
-        for schema_id in np.unique(ids).tolist():
+        for schema_id in distinct(ids):
             mine = np.flatnonzero(ids == schema_id)
             found = self._codec(schema_id)
             if found is None:
@@ -244,16 +244,16 @@ def drop_seen(batch: Batch, seen: Mapping[Lane, Coordinate]) -> tuple[Batch, dic
         return batch, dict(seen)
     lanes = np.concatenate([lane_of(table["writer"], table["source"], table["partition"]) for table in tables])
     log_order = np.argsort(np.concatenate([table.offsets for table in tables]), kind="stable")
-    names, dense = np.unique(lanes, return_inverse=True)
-    last = [seen.get(int(name), (-1, -1)) for name in names]
+    names = distinct(lanes)
+    last = [seen.get(name, (-1, -1)) for name in names]
     fresh, offsets, indexes = _advance(
-        np.ascontiguousarray(dense.reshape(-1)[log_order]),
+        np.searchsorted(names, lanes)[log_order],
         np.concatenate([table["offset"] for table in tables])[log_order],
         np.concatenate([table["index"] for table in tables])[log_order],
         np.array([offset for offset, _ in last], np.int64),
         np.array([index for _, index in last], np.int64),
     )
-    after = dict(seen) | {int(name): (int(o), int(i)) for name, o, i in zip(names, offsets, indexes, strict=True)}
+    after = dict(seen) | dict(zip(names, zip(offsets.tolist(), indexes.tolist(), strict=True), strict=True))
     if fresh.all():
         return batch, after
     keep = np.empty(len(fresh), np.bool_)

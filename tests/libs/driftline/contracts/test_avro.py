@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from driftline.contracts.avro import Codec, column, explain, flat_type, frame, pack_strings, schema_id_of, unpack_strings, warm
+from driftline.contracts.avro import BUFFERS_MAX, Codec, column, explain, flat_type, frame, pack_strings, schema_id_of, unpack_strings, warm
 from driftline.contracts.messages import schema
 from driftline.errors import Invalid
 from driftline.stream.batch import Varlen, take
@@ -415,6 +415,28 @@ def test_what_would_not_decode_again_is_not_written(kind, given_column, words):
         Codec(record_of([kind])).encode({"f0": given_column})
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_any_number_of_fields_may_lie_in_buffers_of_their_own():
+    """
+    More of them than a compiled loop takes at once are written in turns; the words about a wrong one still name it.
+    """
+    kinds = [["null", "string"] if place % 3 else "long" for place in range(6 * BUFFERS_MAX)]
+    codec = Codec(record_of(kinds))
+    columns = {
+        name: np.array([place, -place]) if kind == "long" else Varlen.optional([f"value {place}", None])
+        for place, (name, kind) in enumerate(zip(codec.fields, kinds, strict=True))
+    }
+    decoded, bad = codec.decode(codec.encode(columns))
+    assert not bad.any()
+    assert all(_plain_values(decoded[name]) == _plain_values(columns[name]) for name in codec.fields)
+    last = codec.fields[-1]
+    with pytest.raises(Invalid, match=rf"R\.{last}: value 1 is null, no valid UTF-8"):
+        codec.encode({**columns, last: Varlen.of([b"good", b"\xff"])})
+
+
+def _plain_values(given):
+    return [given.get(at) for at in range(len(given))] if isinstance(given, Varlen) else given.tolist()
 
 
 def test_a_missing_or_uneven_column_is_refused_by_name():
