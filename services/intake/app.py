@@ -53,7 +53,8 @@ EMIT_MAX = 4_000
 WAITING_MAX = 50_000  # records of one source that wait for the others
 WAITING_BYTES_MAX = 64 << 20
 POLL_MAX = 5_000
-POLL_MS = 100
+POLL_MS = 100  # behind what was read: the marker of its transaction is there, and says no more than that the offset moves
+IDLE_POLL_MS = 1_000
 PARSED_AT_ONCE_MAX = 200  # records: a millisecond or two, which a thread would not be worth
 MARK_EVERY_S = 0.1  # how often offsets are committed at most
 TELL_EVERY_S = 1.0  # how often the metrics hear how far sources are behind
@@ -107,12 +108,14 @@ class Upstream:
 
     async def pump(self) -> None:
         """Read ahead, for ever."""
+        idle = False
         while True:
             while self._queued >= WAITING_MAX or self._queued_bytes >= WAITING_BYTES_MAX:
                 self._room.clear()
                 await self._room.wait()
-            polled = await self.source.poll(POLL_MAX, POLL_MS)
+            polled = await self.source.poll(POLL_MAX, IDLE_POLL_MS if idle else POLL_MS)
             position = await self.source.position()
+            idle = polled is None and position <= self._polled_to
             if polled is not None:
                 self._queue.append(polled)
                 self._queued += len(polled)

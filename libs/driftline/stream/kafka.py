@@ -93,7 +93,7 @@ class Source:
         partition: int,
         *,
         group: str | None = None,
-        wait_ms: int = 1_000,
+        wait_ms: int = 2_000,
         committed_only: bool = False,
         gathers: bool = False,
     ) -> None:
