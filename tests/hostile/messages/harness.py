@@ -41,7 +41,6 @@ MUTANTS, GOOD = 400, 100  # in one poll; fewer good ones where a topic has few
 ONE_BY_ONE = 60  # mutants in a poll of control, which the rollout takes one by one
 SLOW_S = 0.5  # a poll that took longer (of the processor: others may use it as well) is tried again, record by record
 SAMPLED, SINGLY = 100, 20  # and of one poll in so many, so many records
-WARM_UP = 0.1  # of a run, before memory is looked at
 
 logging.disable(logging.WARNING)
 
@@ -56,8 +55,8 @@ class Found:
     worst_poll_s: dict[str, float] = field(default_factory=dict)
     worst_record_s: dict[str, float] = field(default_factory=dict)
     timed: int = 0
-    warm_bytes: int = 0
-    peak_bytes: int = 0
+    first_half_bytes: int = 0  # of memory, the most that was seen
+    second_half_bytes: int = 0
     end_bytes: int = 0
     read: float = 0
     accounted: float = 0
@@ -80,8 +79,8 @@ class Found:
             self.good + other.good,
             *worst,
             self.timed + other.timed,
-            grown.warm_bytes,
-            grown.peak_bytes,
+            grown.first_half_bytes,
+            grown.second_half_bytes,
             grown.end_bytes,
             self.read + other.read,
             self.accounted + other.accounted,
@@ -89,8 +88,8 @@ class Found:
 
     @property
     def grown_bytes(self) -> int:
-        """How much more memory the process held at its peak than after the warm-up."""
-        return self.peak_bytes - self.warm_bytes
+        """How much more memory the process held in the second half of its run than in the first: what leaks goes on doing so."""
+        return self.second_half_bytes - self.first_half_bytes
 
 
 class Trying:
@@ -167,10 +166,10 @@ async def tried(count: int, seed: int, days: int, moved: Callable[[int], object]
                 most = ONE_BY_ONE if one.path.topic == "control" else MUTANTS
                 await one.poll(min(most, count - found.mutants))
         rss = process.memory_info().rss
-        if found.mutants < WARM_UP * count or not found.warm_bytes:
-            gc.collect()
-            found.warm_bytes = process.memory_info().rss
-        found.peak_bytes = max(found.peak_bytes if found.mutants > WARM_UP * count else 0, rss)
+        if found.mutants < count / 2:
+            found.first_half_bytes = max(found.first_half_bytes, rss)
+        else:
+            found.second_half_bytes = max(found.second_half_bytes, rss)
         moved(found.mutants)
     for one in everywhere:
         await one.path.begin()

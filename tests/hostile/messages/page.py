@@ -114,10 +114,10 @@ def _figures(found: Any, workers: int) -> list[tuple[str, Any]]:
         ("good neighbours refused, or changed by refused ones (the first ends a run)", 0),
         ("read by the loop and the rollout / accounted for by their metrics", f"{found.read:,.0f} / {found.accounted:,.0f}"),
         (
-            "memory after the warm-up (a tenth of the run), peak, end",
-            " / ".join(_mib(n) for n in (found.warm_bytes, found.peak_bytes, found.end_bytes)),
+            "memory at most, in the first half of the run, in the second, and at the end",
+            " / ".join(_mib(n) for n in (found.first_half_bytes, found.second_half_bytes, found.end_bytes)),
         ),
-        (f"growth at the peak, of the one of {workers} processes that grew most", _mib(found.grown_bytes)),
+        (f"growth from half to half, of the one of {workers} processes that grew most", _mib(max(0, found.grown_bytes))),
         (
             "slowest message by itself, time of the processor",
             f"{max(found.worst_record_s.values()) * 1000:,.0f} ms, of {found.timed:,} that were timed alone",

@@ -40,7 +40,11 @@ class Feed:
 
     def put(self, polled: Polled) -> None:
         """Go on with these records; the last of those before stays, for whoever looks at what it applied last."""
-        self.held = Polled.concat([self.held.part(max(0, len(self.held) - 1), len(self.held)), polled])
+        held = self.held
+        if len(held):  # a copy, for a part of it would keep the bytes of all that ever came before
+            before = Polled.of([held.last], [held.keys.get(-1)], [held.values.get(-1)], [int(held.timestamps[-1])])
+            polled = Polled.concat([before, polled])
+        self.held = polled
         self.taken.clear()
         self.news.set()
 
