@@ -200,8 +200,7 @@ async def test_no_secret_and_nothing_personal_is_found_behind_intake(secured: Se
     await site.put(site.payments, values)
     await site.put(site.told, told)
     with ExitStack() as running:
-        for service in SERVICES:
-            running.enter_context(site.process(service))
+        processes = [running.enter_context(site.process(service)) for service in SERVICES]
         for service in SERVICES:
             await until(lambda service=service: site.is_ready(service))
         door = json.loads((site.folder / "gateway.json").read_text())["http"]
@@ -216,6 +215,8 @@ async def test_no_secret_and_nothing_personal_is_found_behind_intake(secured: Se
         looked_at(visitors, site.name, named(site, model, [scored, "p9"]))
         screens = await by_command(site, scored)
         metrics = [site.ops(service, path).encode() for service in SERVICES for path in ("/metrics", "/readyz")]
+        for process in processes:
+            process.terminate()  # all at once: each drains for a while
     topics = await everything_on(secured.broker.address)
     letters = await letters_of(site)
     upstream = {name: topics.pop(name) for name in (site.payments, site.told)}

@@ -89,7 +89,7 @@ def looked_at(visitors: Sequence[Visitor], pipeline: str, named: Mapping[str, Se
     """
     values = {"pipeline": [pipeline], **named}
     paths = [path for path, methods in visitors[0].ask("/openapi.json").fact["paths"].items() if "get" in methods]
-    read = [one + ("?for_s=0" if one.endswith("/live") else "") for path in paths for one in _filled(path, values)]
+    read = [one + ("?for_s=0" if one == f"/v1/{pipeline}/live" else "") for path in paths for one in _filled(path, values)]
     tabs = [f"/{pipeline}/{tab.path}" if tab.path else "/" for tab in TABS]
     pages = [*tabs, *(f"/{pipeline}/events/{quote(id)}" for id in named["id"])]
     for visitor in visitors:
