@@ -191,8 +191,8 @@ OPERATIONS = Dashboard(
                 Panel(
                     "Commits that did not go through",
                     "fenced: another process has the partition; a few in a takeover are usual, many are two owners (runbook fenced). "
-                    "unknown: the store "
-                    "did not answer; what was in hand is done again.",
+                    "refused: the store would not, for want of memory, disk or rights; the service's log says which. unknown: it did not "
+                    "answer. After each, what was in hand is done again.",
                     "cps",
                     [(rate("driftline_ledger_commits_total", "service, result", ', result!="applied"'), "{{service}} {{result}}")],
                 ),

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
@@ -145,12 +146,20 @@ def run(
 
 
 @app.command()
-def status(name: Name = None) -> None:
+def status(
+    name: Name = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option("--ops", metavar="URL", help="Where a service answers /readyz; more than once. Or DRIFTLINE_OPS, with commas."),
+    ] = None,
+) -> None:
     """Processes, lags, model and open alarms. Exit 1 when something is not healthy."""
 
+    from driftline.operate.addresses import ops_of
     from driftline.operate.status import print_status, read_status
 
-    found = _ask(name, read_status)
+    named = ops_of(ops or ())
+    found = _ask(name, lambda addresses, declared: read_status(replace(addresses, ops=named or addresses.ops), declared))
     print_status(found, _console())
     raise typer.Exit(1 if found.troubles else 0)
 

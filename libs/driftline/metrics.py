@@ -146,7 +146,8 @@ METRICS = (
         "counter",
         "commits",
         ("pipeline", "service", "result"),
-        "Commits: applied, fenced (another process had moved the ledger, and this one gave way) or unknown (the store did not say).",
+        "Commits: applied, fenced (another process had moved the ledger, and this one gave way), refused (the store would not, as when it "
+        "is out of memory; nothing was written) or unknown (the store did not say).",
     ),
     Metric(
         "driftline_worker_restarts_total",

@@ -10,7 +10,6 @@ with the same coordinate again, and consumers drop the copy.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from driftline.stream.process import Ops, Process
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, crc, drop_seen
 
 from .core import Decision, decide, unmoved
-from .fixes import AckedTable, RewoundConsumer, credentials
+from .fixes import AckedTable, FolderlessApp, RewoundConsumer, credentials
 from .machine import Stage, State
 
 CONTROL_PARTITION = 0
@@ -166,26 +165,24 @@ class ControlPlane:
         """Until `stop`. Raises Recoverable or Fatal: then the process is to be started again, or looked at."""
         self._ended = asyncio.get_running_loop().create_future()
         self._publisher = Publisher(self._settings.kafka, self._topics, self._registry, Writer.ROLLOUT, self._clock, client="rollout")
-        with tempfile.TemporaryDirectory(prefix="driftline-rollout-") as folder:
-            self._app = self._make(folder)
-            try:
-                await self._publisher.start()
-                self._dead_letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
-                await self._app.start()
-                await _until_ended(self._app, self._ended)
-            finally:
-                await self._app.stop()
-                await self._publisher.stop()
+        self._app = self._make()
+        try:
+            await self._publisher.start()
+            self._dead_letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
+            await self._app.start()
+            await _until_ended(self._app, self._ended)
+        finally:
+            await self._app.stop()
+            await self._publisher.stop()
 
-    def _make(self, folder: str) -> faust.App:
+    def _make(self) -> faust.App:
         """The app: its topic, its table, its agent and its chore. Timeouts are such that a killed process is replaced in seconds."""
         session_s = self._settings.session_timeout_s
-        app = faust.App(
+        app = FolderlessApp(
             f"{self._pipeline.name}-rollout",
             broker=f"kafka://{self._settings.kafka}",
             broker_credentials=credentials(),
             store="memory://",
-            datadir=folder,
             Table=AckedTable,
             topic_partitions=1,
             topic_replication_factor=self._settings.replication,

@@ -23,6 +23,13 @@ def credentials() -> Credentials | None:
     return SSLCredentials(how.context) if how.context is not None else None
 
 
+class FolderlessApp(faust.App):
+    """An app whose tables are in memory. Faust makes folders for tables on disk all the same, and who is killed leaves them."""
+
+    def _create_directories(self) -> None:
+        """Make none."""
+
+
 class AckedTable(faust.Table):  # type: ignore[type-arg]
     """A table that lets its writer wait until the changelog has what was written last."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
 from driftline.clock import Clock
+from driftline.contracts.chain import seal
 from driftline.contracts.messages import Release, Retrain, Source, Trained, Writer, as_messages, facts
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
@@ -29,6 +30,7 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher
 from driftline.stream.letterbox import Letterbox
 from driftline.stream.process import Ops, Process
+from driftline.stream.whole import as_written
 
 from . import core
 from .dataset import History
@@ -127,6 +129,7 @@ class Trainer:
     ) -> None:
         topics = Topics.of(pipeline)
         self._pipeline = pipeline
+        self._kafka = kafka
         self._store = store
         self._key = key
         self._publisher = Publisher(kafka, topics, registry, Writer.TRAINER, clock, client=f"{pipeline.name}-trainer")
@@ -174,7 +177,18 @@ class Trainer:
         if held is not None:
             return Answer(core.trained(command, held.outcome, held.reason, 0))
         until = await self._rows.read(command.time)
-        return await asyncio.to_thread(self._train, offset, command, until)
+        answer = await asyncio.to_thread(self._train, offset, command, until)
+        if answer.release is None:
+            return answer
+        sealed = replace(answer.release, evidence=answer.release.evidence | {"commands": await self._sealed(offset)})
+        return replace(answer, release=sealed)
+
+    async def _sealed(self, offset: int) -> dict[str, Any]:
+        """All commands up to this one, as they are on the log: the release goes on control, whose records are chained (decision 0019)."""
+        start, polled = await as_written(self._kafka, Topics.of(self._pipeline).retrain.name, offset + 1)
+        places = zip(polled.offsets.tolist(), polled.timestamps.tolist(), strict=True)
+        records = ((at, stamped, polled.keys.get(n), polled.values.get(n)) for n, (at, stamped) in enumerate(places))
+        return {"from": start, "sha256": seal(records)}
 
     def _train(self, offset: int, command: Retrain, until: int) -> Answer:
         """Everything that takes long. What cannot be trained ends as failed; only what nobody foresaw stops the process."""

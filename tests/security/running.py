@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from aiokafka import AIOKafkaProducer
@@ -26,10 +26,11 @@ from driftline.stream.kafka import LogReader, create_topics, ensure_topics
 from tests.processes import service as running_service
 
 PATIENCE_S = 120.0
+Found = TypeVar("Found")
 DECLARATION = """
 \"\"\"Payments by card; a chargeback comes later.\"\"\"
 
-from driftline import Budget, Label, Logistic, Pipeline, Rollout, Stream, View, f
+from driftline import Budget, Gate, Label, Logistic, Pipeline, Retrain, Rollout, Stream, View, f
 
 payments = Stream("payment.v1.avsc", topic="{name}-payments", id="payment_id", key="card", time="paid_at")
 told = Stream("told.v1.avsc", topic="{name}-told", id="payment_id", key="card", time="told_at")
@@ -39,12 +40,15 @@ pipeline = Pipeline(
     "{name}",
     owner="tests@example.org",
     question=payments,
-    inputs=[spent],
-    label=Label("fraud", of=told, when=told.loss >= 10, horizon="1d", if_silent="negative"),
+    inputs=[spent, f.value("amount")],
+    label=Label("fraud", of=told, when=told.loss >= 10, horizon="6h", if_silent="negative"),
     decide=Budget(alert_rate=0.1),
     model=Logistic(),
+    gate=Gate(rows_min=500, positives_min=50),
+    retrain=Retrain(first_after="140h"),
     rollout=Rollout(approval=True, shadow="3d", shares=[0.25, 1.0], hold="1d"),
-    tick="1s",
+    tick="{tick}",
+    window="2h",
 )
 """
 MOMENT = {"type": "long", "logicalType": "timestamp-millis"}
@@ -56,12 +60,12 @@ PERSONAL = ("card", "holder")
 class Site:
     """The pipeline, its processes and their logs."""
 
-    def __init__(self, servers: Mapping[str, str], folder: Path, **settings: str) -> None:
+    def __init__(self, servers: Mapping[str, str], folder: Path, tick: str = "1s", **settings: str) -> None:
         self.folder = folder
         self.name = f"p{uuid4().hex[:8]}"
         place = folder / self.name
         place.mkdir()
-        (place / "pipeline.py").write_text(DECLARATION.format(name=self.name).lstrip())
+        (place / "pipeline.py").write_text(DECLARATION.format(name=self.name, tick=tick).lstrip())
         for file, fields in (("payment.v1.avsc", PAYMENT), ("told.v1.avsc", TOLD)):
             declared = [{"name": name, "type": kind, "pii": name in PERSONAL} for name, kind in fields.items()]
             (place / file).write_text(json.dumps({"type": "record", "name": file.split(".")[0].title(), "fields": declared}))
@@ -125,8 +129,9 @@ class Site:
         return "".join(log.read_text() for log in sorted(self.folder.glob("*.log")))
 
 
-async def until(what: Callable[[], Awaitable[Any]]) -> None:
-    """Ask time and again until it is so."""
+async def until(what: Callable[[], Awaitable[Found]]) -> Found:
+    """Ask time and again until there is something; gives it."""
     async with asyncio.timeout(PATIENCE_S):
-        while not await what():
+        while not (found := await what()):
             await asyncio.sleep(0.3)
+    return found

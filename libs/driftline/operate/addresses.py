@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +20,21 @@ KEPT = {"MODEL_STORE": "models", "MODEL_PUBLIC_KEY": "keys/model-public.pem", "M
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Servers, and the folder into which running services write where their own ports are."""
+    """Servers, and the folder into which running services write where their own ports are; or where they are, when somebody names them."""
 
     kafka: str
     redis: str
     registry: str
     run_dir: Path
+    ops: tuple[str, ...] = ()
 
 
 def find_addresses(environment: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> Addresses:
     """
     DRIFTLINE_KAFKA, DRIFTLINE_REDIS, DRIFTLINE_REGISTRY and DRIFTLINE_RUN_DIR; what is not set comes from the stack that runs
-    in `folder`.
+    in `folder`. DRIFTLINE_OPS names services that run elsewhere.
 
-    Raises Fatal naming the variables when there is neither.
+    Raises Fatal naming the variables when there is neither, Invalid for a wrong DRIFTLINE_OPS.
     """
     stack = _stack(folder / "stack.json")
     run_dir = Path(environment.get("DRIFTLINE_RUN_DIR") or folder / "run")
@@ -41,7 +42,15 @@ def find_addresses(environment: Mapping[str, str] = os.environ, folder: Path = F
     missing = [f"DRIFTLINE_{name.upper()}" for name, address in found.items() if not address]
     if missing:
         raise Fatal(f"{', '.join(missing)} not set, and no stack runs in {folder}. Start one: driftline up --local, or demo --keep")
-    return Addresses(found["kafka"], found["redis"], found["registry"], run_dir)
+    return Addresses(found["kafka"], found["redis"], found["registry"], run_dir, ops_of(environment.get("DRIFTLINE_OPS", "").split(",")))
+
+
+def ops_of(named: Iterable[str]) -> tuple[str, ...]:
+    """Where services answer /readyz, as somebody wrote it. Raises Invalid for what is no address."""
+    found = tuple(one.strip().rstrip("/") for one in named if one.strip())
+    if wrong := [one for one in found if not one.startswith(("http://", "https://"))]:
+        raise Invalid(f"{wrong[0]} is no address of a service; name it as in http://intake:9100")
+    return found
 
 
 def kafka_of(environment: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> str:

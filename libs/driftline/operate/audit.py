@@ -16,21 +16,19 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from driftline.contracts.chain import START, link
-from driftline.contracts.messages import Deployment, Fact, Operator, Release, Retrain, facts
+from driftline.contracts.chain import START, link, seal
+from driftline.contracts.messages import Deployment, Fact, Operator, Release, Retrain, Writer, facts
 from driftline.contracts.registry import Registry
-from driftline.contracts.topics import Topic, Topics
-from driftline.errors import Recoverable
+from driftline.contracts.topics import Topics
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.operate.models import day
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch
-from driftline.stream.kafka import Source
 from driftline.stream.records import Decoder, Polled, schema_ids
+from driftline.stream.whole import as_written
 
 LOOK_AHEAD = 200  # places on either side among which a record or an answer that does not fit is looked for
-PATIENCE_MS = 10_000
 BY_ITSELF = ("drift", "trainer")  # who is no person
 
 
@@ -74,6 +72,15 @@ class Command:
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a release says of the commands to the trainer: the digest of all that were there from offset `first` to its own, `last`."""
+
+    first: int
+    last: int
+    digest: str
+
+
 @dataclass
 class Audit:
     """What control and its answers say. The chain is whole when there are no `findings`."""
@@ -88,14 +95,15 @@ class Audit:
     head_at: int = -1
     links: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on the trainer's commands
     commands: list[Command] = field(default_factory=list)
 
 
 async def read_audit(addresses: Addresses, pipeline: Pipeline) -> Audit:
     """Read control, its answers and the trainer's, and prove the chain. Raises Recoverable when Kafka does not answer."""
     topics, registry = Topics.of(pipeline), Registry(addresses.registry)
-    _, deployed = await _raw(addresses.kafka, topics.deployments)  # first, or what comes meanwhile had an answer and no record
-    start, control = await _raw(addresses.kafka, topics.control)
+    _, deployed = await as_written(addresses.kafka, topics.deployments.name)  # first, or what comes meanwhile had an answer and no record
+    start, control = await as_written(addresses.kafka, topics.control.name)
     decoder = Decoder(topics.deployments, registry, pipeline)
     answers = [one for part in _by_version(deployed) for one in _answers(decoder, part)]
     audit = prove(topics.control.name, start, list(_records(control)), answers)
@@ -107,7 +115,9 @@ async def read_audit(addresses: Addresses, pipeline: Pipeline) -> Audit:
     batches = [decoder.decode(0, part)[0] for part in _by_version(control)]
     stamped = dict(zip(control.offsets.tolist(), control.timestamps.tolist(), strict=True)) if len(control) else {}
     audit.commands += [one for batch in batches for one in _commands(batch, given, stamped, topics.control.name)]
-    audit.commands += await _retrains(addresses, topics, decoder=Decoder(topics.retrain, registry, pipeline))
+    start, retrain = await as_written(addresses.kafka, topics.retrain.name)
+    prove_commands(audit, topics.retrain.name, start, list(_records(retrain)), [one for batch in batches for one in _seals(batch)])
+    audit.commands += await _retrains(addresses, topics, retrain, Decoder(topics.retrain, registry, pipeline))
     audit.commands.sort(key=lambda one: one.when_ms)
     return audit
 
@@ -130,6 +140,27 @@ def prove(control: str, start: int, records: Sequence[Record], answers: Sequence
         audit.unanswered = _walk(_Place(mine, chained, began), start, audit)
     audit.findings = _merged(audit.findings)
     return audit
+
+
+def prove_commands(audit: Audit, topic: str, start: int, records: Sequence[Record], seals: Sequence[Seal]) -> None:
+    """
+    Whether the trainer's commands, all that their topic holds from offset `start` on, are those that releases have sealed: adds a finding
+    for the first that are not, and says up to where they are proved. The releases themselves are on control, and so in the chain.
+    """
+    proved = start - 1
+    for one in sorted(seals, key=lambda one: one.last):
+        if one.first < start:
+            continue  # deleted from the log's start by Kafka: the next seal begins later
+        mine = [(each.offset, each.timestamp, each.key, each.value) for each in records if one.first <= each.offset <= one.last]
+        if seal(mine) != one.digest:
+            words = f"{topic}@{proved + 1} to @{one.last}: a command was altered, removed or put in since the release of @{one.last}"
+            audit.findings.append(Finding(words, -1, -1))
+            break
+        proved = one.last
+    left = sum(one.offset > proved for one in records)
+    audit.notes.append(f"{topic}: {len(records):,} commands, {len(records) - left:,} sealed by a release, {left:,} not sealed")
+    if start:
+        audit.notes.append(f"  below @{start} Kafka has deleted the log")
 
 
 def _first_copies(answers: Sequence[Answer], audit: Audit) -> list[Answer]:
@@ -220,24 +251,6 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
     return merged
 
 
-async def _raw(kafka: str, topic: Topic) -> tuple[int, Polled]:
-    """A topic of one partition as it is on the log: its first offset, and its records."""
-    source = Source(kafka, topic.name, 0, wait_ms=100)
-    await source.start()
-    try:
-        start, end = await source.bounds()
-        source.seek(start)
-        parts = []
-        while await source.position() < end:
-            polled = await source.poll(20_000, PATIENCE_MS)
-            if polled is None and await source.position() < end:
-                raise Recoverable(f"{topic.name} holds more than was read, and nothing arrives")
-            parts += [] if polled is None else [polled.part(0, polled.below(end))]
-        return start, Polled.concat(parts) if parts else Polled.of([], [], [], [])
-    finally:
-        await source.stop()
-
-
 def _records(polled: Polled) -> Iterator[Record]:
     for at in range(len(polled)):
         yield Record(int(polled.offsets[at]), int(polled.timestamps[at]), polled.keys.get(at), polled.values.get(at))
@@ -267,15 +280,23 @@ def _commands(batch: Batch, given: Mapping[int, Deployment], stamped: Mapping[in
                 yield Command(stamped[offset], one.who, _what(one), one.reason, outcome, f"{topic}@{offset}")
 
 
+def _seals(batch: Batch) -> Iterator[Seal]:
+    """What the trainer's releases in a batch of control say of its commands; those of before there were seals say nothing."""
+    table = batch["release"]
+    for last, writer, one in () if table is None else zip(table["offset"].tolist(), table["writer"].tolist(), facts(table), strict=True):
+        told = one.evidence.get("commands")
+        if writer == Writer.TRAINER and isinstance(told, dict) and isinstance(first := told.get("from"), int):
+            yield Seal(first, last, str(told.get("sha256")))
+
+
 def _what(fact: Fact) -> str:
     if isinstance(fact, Operator):
         return f"{fact.action} {fact.model}".strip()
     return f"offer {fact.model}" if isinstance(fact, Release) else "command"
 
 
-async def _retrains(addresses: Addresses, topics: Topics, decoder: Decoder) -> list[Command]:
+async def _retrains(addresses: Addresses, topics: Topics, polled: Polled, decoder: Decoder) -> list[Command]:
     """The retrain commands of people, with how they ended."""
-    _, polled = await _raw(addresses.kafka, topics.retrain)
     outcomes = {one.id: one for batch in await everything(addresses, topics.summaries) for one in facts_in(batch, "trained")}
     stamped = dict(zip(polled.offsets.tolist(), polled.timestamps.tolist(), strict=True)) if len(polled) else {}
     found: list[Command] = []
@@ -319,6 +340,7 @@ def told(audit: Audit) -> list[str]:
     lines += [f"  BROKEN: {_worded(audit.control, one)}" for one in audit.findings]
     if audit.head:
         lines.append(f"  head: @{audit.head_at} {audit.head}")
+    lines += audit.notes
     return [*lines, "the chain is broken" if audit.findings else "the chain is whole" if audit.head else "there is no chain yet"]
 
 

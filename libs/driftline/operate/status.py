@@ -9,6 +9,7 @@ import json
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -67,7 +68,12 @@ async def read_status(addresses: Addresses, pipeline: Pipeline) -> Status:
 
 
 def read_services(addresses: Addresses) -> dict[str, str]:
-    """Each service's /readyz, at the address that it wrote into the run dir; of the gateway only where there is one."""
+    """
+    Each service's /readyz, at the address that it wrote into the run dir; of the gateway only where there is one. Or those that somebody
+    named, by their addresses.
+    """
+    if addresses.ops:
+        return {ops: readiness_at(ops) for ops in addresses.ops}
     asked = [service for service in SERVICES if service in LOOP or (addresses.run_dir / f"{service}.json").exists()]
     return {service: read_readiness(addresses, service) for service in asked}
 
@@ -78,13 +84,26 @@ def read_readiness(addresses: Addresses, service: str) -> str:
         ops = json.loads((addresses.run_dir / f"{service}.json").read_text())["ops"]
     except (OSError, ValueError, KeyError):
         return f"not started here ({addresses.run_dir / service}.json is missing)"
+    return readiness_at(ops)
+
+
+def readiness_at(ops: str) -> str:
+    """What the process at this address says of itself."""
     try:
         with urllib.request.urlopen(f"{ops}/readyz", timeout=READY_TIMEOUT_S):
             return "ready"
     except urllib.error.HTTPError as error:
-        return "; ".join(json.loads(error.read()).get("troubles", [])) or "not ready"
-    except OSError as error:
+        return _troubles(error.read()) or f"not ready (answered {error.code})"
+    except (OSError, HTTPException) as error:
         return f"does not answer at {ops}: {error}"
+
+
+def _troubles(body: bytes) -> str:
+    """Of a service that is not ready; nothing of what is no service of ours."""
+    try:
+        return "; ".join(json.loads(body)["troubles"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 async def read_lags(kafka: str, pipeline: str) -> list[Lag]:

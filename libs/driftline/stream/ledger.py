@@ -35,6 +35,10 @@ class Fenced(Recoverable):
     """Somebody else moved the ledger: whatever is in memory is not to be trusted."""
 
 
+class Declined(Refused):
+    """The store said that it would not commit, for want of memory or of a right: nothing was written."""
+
+
 class Ledger(Protocol):
     """One partition's ledger and rows. Not for use by two tasks at once."""
 
@@ -49,7 +53,7 @@ class Ledger(Protocol):
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
         """
         Write `entry` and `rows` (None deletes) at once, and clear the tries, if any were counted: a count that outlived the progress
-        would be held against the next record. Raises Fenced when the entry moved, Recoverable when unsure.
+        would be held against the next record. Raises Fenced when the entry moved, Declined, Recoverable when unsure.
         """
 
     async def check(self) -> None:
@@ -147,7 +151,12 @@ class RedisLedger:
         commands: list[Command] = [(b"MULTI",), writes]
         if deletes or self._counted:
             commands.append((b"DEL", *deletes, *self._counted))
-        *_, done, _, now = await self._store.ask(*commands, (b"EXEC",), *self._look, on=self._watched_on)
+        try:
+            *_, done, _, now = await self._store.ask(*commands, (b"EXEC",), *self._look, on=self._watched_on)
+        except Refused as error:
+            if 0 < error.at <= len(commands):  # in the transaction, which does all or nothing, and no longer after it
+                raise Declined(str(error)) from error
+            raise
         if done is None:
             raise Fenced("another process moved the ledger during the commit")
         if done[0] != b"OK":

@@ -108,7 +108,9 @@ Command = Sequence[Word] | Mset
 
 
 class Refused(Recoverable):
-    """The store answered with an error; in its own words, which name no key and no value."""
+    """The store answered with an error, as its reply number `at`; in its own words, which name no key and no value."""
+
+    at = 0
 
 
 def _refusal(reply: Exception) -> Refused | Fatal:
@@ -207,10 +209,13 @@ class Store:
         except asyncio.CancelledError:  # what is answered to this one is no answer to the next
             self._drop()
             raise
-        for reply in replies:
+        for at, reply in enumerate(replies):
             if isinstance(reply, Exception):
                 self._drop()
-                raise _refusal(reply)
+                refusal = _refusal(reply)
+                if isinstance(refusal, Refused):
+                    refusal.at = at
+                raise refusal
         return replies
 
     async def _connected(self) -> _Wire:

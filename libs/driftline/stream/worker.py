@@ -38,7 +38,7 @@ from driftline.metrics import Series, distribution, metric
 from driftline.stream.batch import Batch, Core, Effects, Refused, Rows, sifted
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
-from driftline.stream.ledger import Entry, Fenced, Ledger
+from driftline.stream.ledger import Declined, Entry, Fenced, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, drop_seen
 from driftline.stream.turns import Turns
 
@@ -293,9 +293,11 @@ class _Session:
             raise Fatal(self._worded(f"the record at {entry.anchor[0]} is not the one that was applied: this is another log"))
 
     def tell(self, fault: Recoverable) -> None:
-        """Count it where another process moved the ledger, or where the store did not say whether it committed."""
+        """Count it where another process moved the ledger, and where the store would not commit or did not say whether it has."""
         if isinstance(fault, Fenced):
             self._commits["fenced"].inc()
+        elif isinstance(fault, Declined):
+            self._commits["refused"].inc()
         elif self._committing:
             self._commits["unknown"].inc()
 
@@ -497,5 +499,5 @@ def commits_of(operator: Operator) -> dict[str, Series]:
     counter = metric("driftline_ledger_commits_total")
     return {
         result: counter.labels(pipeline=operator.pipeline, service=operator.service, result=result)
-        for result in ("applied", "fenced", "unknown")
+        for result in ("applied", "fenced", "refused", "unknown")
     }

@@ -17,7 +17,7 @@ from driftline.operate.tokens import Role
 
 from ..access import Access, Guarded, refuse_stranger
 from ..problems import KINDS, Problem, of_status
-from .sessions import COOKIE, Session, Sessions
+from .sessions import Session, Sessions
 
 LOG_IN = "/console/log-in"
 POLICY = "; ".join(
@@ -71,7 +71,7 @@ class Page(Guarded):
         sessions: Sessions = request.app.state.console.sessions
         if sessions.open:
             refuse_stranger(request)
-        session = sessions.find(request.cookies.get(COOKIE))
+        session = sessions.find(request.cookies.get(cookie_of(request)))
         request.state.session = session
         if session is None and self.needed is not Role.ANYONE:
             raise Problem(401, "unauthorized", "log in with a token")
@@ -90,6 +90,16 @@ def _refused(request: Request, problem: Problem) -> Response:
         return Response(status_code=401, headers={"HX-Redirect": LOG_IN})
     wanted = f"?next={quote(request.url.path)}" if request.method == "GET" else ""
     return RedirectResponse(LOG_IN + wanted, 303)
+
+
+def cookie_of(request: Request) -> str:
+    """
+    The name of this gateway's cookie. A browser sends a host's cookies to each of its ports: were the name the same, to log in at one
+    gateway would end the session at the one beside it.
+    """
+    access: Access = request.app.state.access
+    _, port = request.scope["server"]
+    return f"driftline_{access.pipeline}_{port}"
 
 
 def session_of(request: Request) -> Session:

@@ -28,8 +28,8 @@ from ..command_routes import COMMANDS, give
 from ..problems import of_status
 from ..site import Site, site_of
 from . import event, features, loop, model, quality, refused, words
-from .guard import LOG_IN, Page, session_of
-from .sessions import COOKIE, LIFE_S, Session, Sessions
+from .guard import LOG_IN, Page, cookie_of, session_of
+from .sessions import LIFE_S, Session, Sessions
 
 HERE = Path(__file__).parent
 FORM_BYTES_MAX = 16_384
@@ -197,16 +197,16 @@ async def log_in(request: Request) -> Response:
         return console.page(request, "log_in.html", 401, wanted=wanted, wrong=True)
     response = RedirectResponse(wanted, 303)
     secure = request.headers.get("Origin", "").startswith("https://")  # TLS ends before the gateway, and only the browser knows of it
-    response.set_cookie(COOKIE, id, max_age=int(LIFE_S), path="/", httponly=True, samesite="strict", secure=secure)
+    response.set_cookie(cookie_of(request), id, max_age=int(LIFE_S), path="/", httponly=True, samesite="strict", secure=secure)
     return response
 
 
 async def log_out(request: Request) -> Response:
     """The session ends, here and in the browser."""
     _refuse_foreign(request)
-    console_of(request).sessions.end(request.cookies.get(COOKIE))
+    console_of(request).sessions.end(request.cookies.get(cookie_of(request)))
     response = RedirectResponse(LOG_IN, 303)
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    response.delete_cookie(cookie_of(request), path="/", httponly=True, samesite="strict")
     return response
 
 

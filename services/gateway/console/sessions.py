@@ -18,7 +18,6 @@ from driftline.operate.tokens import Holder, Tokens
 
 from ..access import EVERYBODY
 
-COOKIE = "driftline_session"
 LIFE_S = 8 * 3_600.0
 SESSIONS_MAX = 1_000
 OF_ONE_MAX = 20  # whoever logs in more often ends sessions of their own, and nobody else's

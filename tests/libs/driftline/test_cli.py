@@ -77,6 +77,7 @@ def test_check_says_that_the_flights_pipeline_is_sound():
     [
         (("run", "nobody", "--pipeline", "flights"), "there is no service nobody"),
         (("run", "rollout", "--pipeline", "flights"), "DRIFTLINE_REGISTRY is not set"),
+        (("status", "flights", "--ops", "intake:9100"), "intake:9100 is no address of a service"),
         (("status", "flights"), "DRIFTLINE_KAFKA, DRIFTLINE_REDIS, DRIFTLINE_REGISTRY not set"),
         (("audit", "flights"), "DRIFTLINE_KAFKA, DRIFTLINE_REDIS, DRIFTLINE_REGISTRY not set"),
         (("check", "nothing"), "nothing"),

@@ -80,10 +80,11 @@ class Site:
         self.addresses = Addresses(kafka, "", registry_url, folder)
 
     @contextmanager
-    def process(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`driftline run rollout`, killed at the end if it is still there."""
+    def process(self, at: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`driftline run rollout`, in the folder `at`, killed at the end if it is still there."""
         environment = {
             **os.environ,
+            **variables,
             "DRIFTLINE_KAFKA": self.kafka,
             "DRIFTLINE_REGISTRY": self.addresses.registry,
             "DRIFTLINE_PIPELINES": str(self.folder),
@@ -92,7 +93,7 @@ class Site:
         }
         command = [sys.executable, "-m", "driftline", "run", "rollout", "--pipeline", self.pipeline.name]
         with (self.folder / "rollout.log").open("ab") as log:
-            process = subprocess.Popen(command, env=environment, stderr=log)
+            process = subprocess.Popen(command, env=environment, stderr=log, cwd=at)
         try:
             yield process
         finally:
@@ -236,6 +237,22 @@ async def committed(site: Site) -> int | None:
     finally:
         await admin.close()
     return next((one.offset for tp, one in offsets.items() if tp.topic == site.topics.control.name), None)
+
+
+@pytest.mark.parametrize(("ended", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+async def test_no_folder_is_left_by_a_process_however_it_ends(site: Site, tmp_path: Path, ended: signal.Signals, status: int):
+    """
+    Its table is in memory, so it has nothing to keep on disk, neither where it was started nor with the system's temporary files.
+    """
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    async with site.publisher(Writer.TRAINER) as trainer:
+        await put(trainer, first_release(1), 1)
+    with site.process(empty, TMPDIR=str(empty)) as process:
+        await site.answers(0)
+        process.send_signal(ended)
+        assert await asyncio.to_thread(process.wait, 20) == status
+    assert list(empty.iterdir()) == []
 
 
 async def test_a_table_that_was_lost_is_folded_from_control_again(site: Site):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from driftline.clock import SystemClock
+from driftline.contracts.chain import seal
 from driftline.contracts.messages import Source, Writer, as_messages, facts
 from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topics
@@ -18,6 +19,7 @@ from driftline.errors import Fatal, Invalid
 from driftline.models.bundle import BundleStore, generate_keys, load_private_key, load_public_key
 from driftline.stream.batch import Messages, Varlen
 from driftline.stream.kafka import LogReader, Publisher, ensure_topics
+from driftline.stream.whole import as_written
 from services.trainer.app import Trainer, train_again
 
 DAY_MS = 86_400_000
@@ -156,6 +158,8 @@ async def test_every_command_ends_in_an_outcome_and_a_restarted_trainer_repeats_
     assert (release.model, release.first, release.verdict, release.command) == (f"{loop.pipeline.name}-1", True, "accepted", "a")
     assert release.evidence["dataset"]["without_model"] == release.evidence["dataset"]["rows"] == again[0].rows
     assert loop.store.model(release.digest).manifest.model == release.model
+    _, log = await as_written(loop.kafka, loop.topics.retrain.name, below=1)
+    assert release.evidence["commands"] == {"from": 0, "sha256": seal([(0, int(log.timestamps[0]), log.keys.get(0), log.values.get(0))])}
 
 
 async def test_a_model_can_be_trained_again_from_the_logs_alone(loop, world, command):

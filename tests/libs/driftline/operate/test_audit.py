@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from driftline.contracts.chain import START, link
+from driftline.contracts.chain import START, link, seal
 from driftline.contracts.messages import Arm, Deployment
-from driftline.operate.audit import Answer, Finding, Record, expected, prove, told
+from driftline.operate.audit import Answer, Audit, Finding, Record, Seal, expected, prove, prove_commands, told
 
 ARMS = (Arm("champion", "m-1", "d1", 0.75), Arm("canary", "m-2", "d2", 0.25))
 
@@ -182,3 +182,49 @@ def test_no_two_records_make_the_same_link():
     made = answer(1)
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (None, b"abc"), (b"", b"abc"), (b"abc", None), (b"abc", b"")]
     assert len({link(START, 0, 0, key, value, made) for key, value in pairs}) == len(pairs)
+
+
+def sealed(records: list[Record], first: int, last: int) -> Seal:
+    """As a release of the command at `last` says it."""
+    mine = [(one.offset, one.timestamp, one.key, one.value) for one in records if first <= one.offset <= last]
+    return Seal(first, last, seal(mine))
+
+
+COMMANDS = [Record(offset, 10_000 + offset, None, b"train %d" % offset) for offset in range(8)]
+SEALS = [sealed(COMMANDS, 0, 2), sealed(COMMANDS, 0, 5)]
+
+
+def of_commands(records: list[Record], start: int = 0, seals: list[Seal] = SEALS) -> tuple[list[str], list[str]]:
+    """What is found of the trainer's commands, and what is noted."""
+    audit = Audit("control")
+    prove_commands(audit, "retrain", start, records, seals)
+    return [one.what for one in audit.findings], audit.notes
+
+
+def test_commands_to_the_trainer_are_proved_up_to_the_last_release():
+    """
+    What came after it is told, and breaks nothing; so is what Kafka has deleted from the start, and releases of before there were seals.
+    """
+    assert of_commands(COMMANDS) == ([], ["retrain: 8 commands, 6 sealed by a release, 2 not sealed"])
+    later = [*SEALS, sealed(COMMANDS, 4, 6)]
+    told = ["retrain: 4 commands, 3 sealed by a release, 1 not sealed", "  below @4 Kafka has deleted the log"]
+    assert of_commands(COMMANDS[4:], 4, later) == ([], told)
+    assert of_commands(COMMANDS, 0, []) == ([], ["retrain: 8 commands, 0 sealed by a release, 8 not sealed"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "between"),
+    [
+        ([replace(one, value=b"another") if one.offset == 1 else one for one in COMMANDS], "@0 to @2"),
+        ([replace(one, timestamp=1) if one.offset == 4 else one for one in COMMANDS], "@3 to @5"),
+        (moved([one for one in COMMANDS if one.offset != 5]), "@3 to @5"),
+        (moved([*COMMANDS[:4], Record(0, 1, None, b"forged"), *COMMANDS[4:]]), "@3 to @5"),
+        (COMMANDS[:5], "@3 to @5"),
+    ],
+)
+def test_a_command_to_the_trainer_that_was_changed_is_found_between_two_releases(changed: list[Record], between: str):
+    """
+    Altered, removed, put in, or cut off: the first release that does not fit names where.
+    """
+    (found,), _ = of_commands(changed)
+    assert found.startswith(f"retrain{between}: a command was altered, removed or put in")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from driftline.errors import Fatal, Recoverable
-from driftline.stream.ledger import Entry, Fenced, Ledger, MemoryLedger, MemoryStore, RedisLedger, refuse_unsafe_store
-from driftline.stream.store import Command, Store
+from driftline.stream.ledger import Declined, Entry, Fenced, Ledger, MemoryLedger, MemoryStore, RedisLedger, refuse_unsafe_store
+from driftline.stream.store import Command, Refused, Store
 
 Make = Callable[[], Ledger]
 
@@ -205,3 +205,39 @@ async def test_a_store_that_does_not_answer_is_recoverable():
     with pytest.raises(Recoverable):
         await ledger.open()
     await ledger.close()
+
+
+@pytest.fixture
+async def user(redis_url: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Gives a user of its own the rights that are named, and returns the address with its name."""
+    store, name, password = Store(redis_url), f"user-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+
+    async def may(*rights: str) -> str:
+        await store.ask(("ACL", "SETUSER", name, "on", f">{password}", "~*", *rights))
+        return redis_url.replace("://", f"://{name}:{password}@", 1)
+
+    yield may
+    await store.ask(("ACL", "DELUSER", name))
+    await store.close()
+
+
+async def test_a_commit_that_the_store_refuses_is_told_from_one_of_which_nobody_knows(
+    redis_ledger: Callable[[str], RedisLedger], user: Callable[..., Awaitable[str]]
+):
+    """
+    An error in the transaction: nothing was written. One after it, to the look behind the commit: it may well have been, and here it was.
+    """
+    group = f"test-{uuid.uuid4()}"
+    mine = RedisLedger(Store(await user("+@read", "+@transaction", "+@connection")), group, 0)
+    await mine.open()
+    with pytest.raises(Declined, match="NOPERM"):
+        await mine.commit(entry(5), {b"a": b"1"})
+    assert await redis_ledger(group).open() is None
+    await user("+@write")
+    await mine.open()
+    await user("-get")
+    with pytest.raises(Refused, match="NOPERM") as unsure:
+        await mine.commit(entry(5), {b"a": b"1"})
+    assert not isinstance(unsure.value, Declined)
+    assert await redis_ledger(group).open() == entry(5)
+    await mine.close()

@@ -28,7 +28,7 @@ from driftline.stream import worker as worker_module
 from driftline.stream.batch import Batch, Effects, Messages, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import LogReader, Publisher, Sink, Source, describe, ensure_topics
-from driftline.stream.ledger import DECODE, ENCODE, Entry, Fenced, MemoryLedger, MemoryStore
+from driftline.stream.ledger import DECODE, ENCODE, Declined, Entry, Fenced, MemoryLedger, MemoryStore
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.worker import Operator, Worker
 
@@ -222,6 +222,18 @@ class FencedOnce(MemoryLedger):
         await super().commit(entry, rows)
 
 
+class DeclinedOnce(MemoryLedger):
+    """The store is short of memory at its first commit."""
+
+    declined: ClassVar[set[str]] = set()
+
+    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
+        if self._prefix.decode() not in self.declined:
+            self.declined.add(self._prefix.decode())
+            raise Declined("the store answered: OOM command not allowed when used memory > 'maxmemory'.")
+        await super().commit(entry, rows)
+
+
 class DiesBeforeCommit(MemoryLedger):
     """Every third commit fails after the messages were acked, before anything is written."""
 
@@ -408,6 +420,18 @@ async def test_a_commit_that_is_fenced_is_counted(bench: Bench):
     labels = {"pipeline": bench.name, "service": "toy"}
     assert told("driftline_ledger_commits_total", result="fenced", **labels) == 1
     assert told("driftline_ledger_commits_total", result="unknown", **labels) == 0
+
+
+async def test_a_commit_that_the_store_refuses_is_counted_as_such(bench: Bench):
+    """
+    Nobody has to ask whether it was written: it was not.
+    """
+    bench.ledger_kind = DeclinedOnce
+    await bench.publish(30)
+    await bench.run_until(30)
+    labels = {"pipeline": bench.name, "service": "toy"}
+    counted = {result: told("driftline_ledger_commits_total", result=result, **labels) for result in ("refused", "fenced", "unknown")}
+    assert counted == {"refused": 1, "fenced": 0, "unknown": 0}
 
 
 def told(name: str, **labels: str) -> float | None:

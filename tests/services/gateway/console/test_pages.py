@@ -18,7 +18,6 @@ from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.records import Polled
 from services.gateway.console.routes import FILES, HERE
-from services.gateway.console.sessions import COOKIE
 from tests.processes import until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -90,10 +89,24 @@ def test_who_logs_out_is_out_wherever_the_cookie_went(running: Any) -> None:
     The session ends at the server.
     """
     client = logged_in(running, "viewer")
-    taken = client.cookies[COOKIE]
+    ((name, taken),) = client.cookies.items()
     assert client.get("/").status_code == 200
     client.post("/console/log-out", headers=FORM)
-    assert running.client().get("/", headers={"Cookie": f"{COOKIE}={taken}"}).status_code == 303
+    assert client.cookies.get(name) is None
+    assert running.client().get("/", headers={"Cookie": f"{name}={taken}"}).status_code == 303
+
+
+def test_gateways_of_one_host_do_not_end_one_anothers_sessions(running: Any, ground: Any) -> None:
+    """
+    A browser sends the cookies of a host to each of its ports.
+    """
+    client = logged_in(running, "viewer")
+    with ground.gateway() as beside:
+        assert client.get(f"{beside.url}/").status_code == 303
+        client.post(f"{beside.url}/console/log-in", data={"token": beside.tokens["viewer"]})
+        assert [client.get(f"{one.url}/").status_code for one in (beside, running)] == [200, 200]
+        client.post(f"{beside.url}/console/log-out", headers=FORM)
+        assert [client.get(f"{one.url}/").status_code for one in (beside, running)] == [303, 200]
 
 
 def test_a_browsers_session_is_for_pages_alone(running: Any) -> None:
