@@ -136,8 +136,8 @@ NEXT = {
         "awaited; the order of commits stays."
     ),
     "P5": (
-        "both ask the store once; of what is more, one entity's is mostly Python around the question and the answer, and a hundred's is the "
-        "compiled call that unpacks rows and sums their tiles, a microsecond an entity. Next: sum the tiles of packed rows without "
+        "both ask the store once; of what is more, one entity's is mostly Python around the question and the answer, and a hundred's is "
+        "the compiled call that unpacks rows and sums their tiles, a microsecond an entity. Next: sum the tiles of packed rows without "
         "unpacking those that are empty."
     ),
     "P6": (

@@ -197,6 +197,15 @@ async def test_a_store_that_may_evict_is_refused(redis_url: str):
         await store.close()
 
 
+async def test_a_user_who_may_not_use_transactions_is_refused(user: Callable[..., Awaitable[str]]):
+    """
+    His MULTI would be refused and his MSET written, fenced or not.
+    """
+    with pytest.raises(Fatal, match=r"@transaction.*NOPERM"):
+        await refuse_unsafe_store(await user("+@read", "+@write", "+@connection", "+config|get", "-multi"))
+    await refuse_unsafe_store(await user("+@transaction"))
+
+
 async def test_a_store_that_does_not_answer_is_recoverable():
     """
     Nobody listens there: try again later, and do not guess.
