@@ -33,9 +33,9 @@ def service(name: str, pipeline: str, environment: Mapping[str, str], folder: Pa
             process.wait()
 
 
-def until(found: Callable[[], Found], good: Callable[[Found], bool]) -> Found:
+def until(found: Callable[[], Found], good: Callable[[Found], bool], patience_s: float = PATIENCE_S) -> Found:
     """What `found` gives once it is `good`."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not good(told := found()):
         assert time.monotonic() < deadline, told
         time.sleep(0.05)

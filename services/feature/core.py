@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from driftline.contracts import traceparent
 from driftline.contracts.messages import Source
 from driftline.errors import Invalid
 from driftline.features import tiles
@@ -128,6 +129,7 @@ class Feature:
             "layout": Varlen.repeat(self._pipeline.layout.version, len(places)),
             "slices": arrays([one.take(asked) for one in questions.slices], len(places)),
             "row": self._pipeline.layout.pack_whole(folded.rows[asked]),
+            traceparent.NAME: traceparent.column_of(events.table).take(places),
         }
         return Messages("features", "row", events.table["key"].take(places), columns, events.table.offsets[places])
 

@@ -34,6 +34,7 @@ class Prediction(BaseModel):
     model: Annotated[str, Field(description="Name of the model; empty when none answered.", examples=["flights-4"])]
     arm: Annotated[str, Field(description="champion, canary or none.", examples=["champion"])]
     flags: Annotated[list[str], Field(description="degraded, no_score, stale_view: an answer with a flag is an answer.")]
+    traceparent: Annotated[str | None, Field(description="Trace context of the question, by W3C; null where it had none.")]
 
 
 class Awaited(BaseModel):
@@ -299,6 +300,7 @@ class Event(BaseModel):
     """One event through the loop, in the loop's order."""
 
     id: str
+    trace_id: Annotated[str | None, Field(description="The trace that its sender counts it to; null where the record named none.")]
     messages: list[Message]
     features: Annotated[dict[str, float | None], Field(description="The row as it was served, by name; null is missing.")]
     ages_s: Annotated[dict[str, float | None], Field(description="How old each view was, in seconds; null where it knew nothing.")]
@@ -318,7 +320,7 @@ class Event(BaseModel):
         ]
         rows = [one.fields["row"] for one in found.after if one.message == "row" and one.fields.get("layout") == pipeline.layout.version]
         features, ages = _row(pipeline, rows[0]) if rows else ({}, {})
-        return cls(id=found.id, messages=told, features=features, ages_s=ages)
+        return cls(id=found.id, trace_id=found.trace_id, messages=told, features=features, ages_s=ages)
 
 
 def _row(pipeline: Pipeline, row: bytes) -> tuple[dict[str, float | None], dict[str, float | None]]:

@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI, Path, Query, Request
 from starlette.responses import Response
 
+from driftline.contracts import traceparent
 from driftline.operate.predictions import Prediction as Told
 from driftline.stream.batch import Refused
 
@@ -74,13 +75,14 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
 async def score_one(request: Request, pipeline: PipelineName, timeout_s: Timeout = None) -> Response:
     """
     Publish an event to the topic of its stream, and answer with its prediction from the topic of predictions: what every other event gets,
-    by the same way. An id that was answered before gets the same prediction, and is not published again.
+    by the same way. An id that was answered before gets the same prediction, and is not published again. A `traceparent` header (W3C Trace
+    Context) goes on to the record.
     """
     site = site_of(request)
     body = await request.body()
     if not body.lstrip().startswith(b"{"):
         raise of_status(400, "the body is not a JSON object")
-    (outcome,) = await site.scorer.score([body], _wait_s(site, timeout_s))
+    (outcome,) = await site.scorer.score([body], _wait_s(site, timeout_s), _trace(request))
     if isinstance(outcome, Told):
         return _json(_ENCODE(outcome))
     if isinstance(outcome, Refused):
@@ -98,7 +100,7 @@ async def score_batch(request: Request, pipeline: PipelineName, timeout_s: Timeo
     if not 1 <= len(events) <= site.bounds.batch_max:
         raise of_status(422, f"a batch has 1 to {site.bounds.batch_max} events")
     site.access.charge(request.state.holder, len(events) - 1)
-    outcomes = await site.scorer.score(events, _wait_s(site, timeout_s))
+    outcomes = await site.scorer.score(events, _wait_s(site, timeout_s), _trace(request))
     return _json(_ENCODE({"results": [_result(site, one) for one in outcomes]}))
 
 
@@ -112,6 +114,11 @@ async def get_prediction(
     if site.state.is_waiting(id):
         return awaited(site, id)
     raise of_status(404, "it is not among the newest predictions; the log remembers more: GET /v1/{pipeline}/events/{id}")
+
+
+def _trace(request: Request) -> bytes | None:
+    """The trace context of the request, which goes on the record that is published."""
+    return traceparent.one_of([value.encode() for value in request.headers.getlist(traceparent.NAME)])
 
 
 def _wait_s(site: Site, timeout_s: float | None) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from driftline.clock import Clock
+from driftline.contracts import traceparent
 from driftline.contracts.avro import frame
 from driftline.contracts.registry import Registry
 from driftline.errors import Recoverable, Rejected
@@ -50,6 +51,7 @@ Outcome = Prediction | Awaited | Refused
 @dataclass(frozen=True, slots=True)
 class _Asked:
     value: bytes
+    trace: bytes | None
     standing: asyncio.Future[str | Refused]  # the id, once it is published or known
 
 
@@ -128,16 +130,17 @@ class Scorer:
                         future.set_result(prediction)
         metric("driftline_gateway_predictions_kept").labels(pipeline=self._pipeline).set(self._book.kept)
 
-    async def score(self, values: Sequence[bytes], timeout_s: float) -> list[Outcome]:
+    async def score(self, values: Sequence[bytes], timeout_s: float, trace: bytes | None = None) -> list[Outcome]:
         """
-        Publish questions, JSON as they came in, and wait for up to `timeout_s` for their predictions; one outcome each, in order.
+        Publish questions, JSON as they came in, and wait for up to `timeout_s` for their predictions; one outcome each, in order. `trace`
+        is the trace context of whoever asks.
 
         Raises Rejected when too many wait already, and Recoverable when they could not be published: then the same may be sent again.
         """
         if len(self._queue) + len(values) > BATCH_MAX * SENDS_MAX:
             raise Rejected("too many questions wait to be published")
         loop = asyncio.get_running_loop()
-        asked = [_Asked(value, loop.create_future()) for value in values]
+        asked = [_Asked(value, trace, loop.create_future()) for value in values]
         self._queue.extend(asked)
         self._schedule()
         await asyncio.wait([one.standing for one in asked])
@@ -186,7 +189,7 @@ class Scorer:
     async def _published(self, asked: Sequence[_Asked]) -> None:
         """Whatever happens, everybody who asked is told."""
         try:
-            told = await self._publish([one.value for one in asked])
+            told = await self._publish([one.value for one in asked], [one.trace for one in asked])
         except BaseException as error:
             for one in asked:
                 if not one.standing.done():
@@ -202,7 +205,7 @@ class Scorer:
             else:
                 one.standing.set_result(standing)
 
-    async def _publish(self, values: Sequence[bytes]) -> list[str | Refused | Rejected]:
+    async def _publish(self, values: Sequence[bytes], traces: Sequence[bytes | None]) -> list[str | Refused | Rejected]:
         """The id of each question that is on its topic now, or was before; why the others are refused, or cannot be taken now."""
         if self._outlet is None or not self._partitions:
             raise Recoverable(f"{self._stream.topic} cannot be written to now")
@@ -220,21 +223,22 @@ class Scorer:
                 told[offset] = busy
         if fresh:
             questions = arrived.take(np.array(fresh, np.int64))
-            await self._send(questions, polled.values.take(questions.offsets))
+            told_of = traceparent.headers(Varlen.optional([traces[at] for at in questions.offsets.tolist()]))
+            await self._send(questions, polled.values.take(questions.offsets), told_of)
         return [told[at] for at in range(n)]
 
-    async def _send(self, fresh: Arrived, values: Varlen) -> None:
+    async def _send(self, fresh: Arrived, values: Varlen, headers: Varlen) -> None:
         outlet, now_ms = self._outlet, self._clock.now_ms()
         if outlet is None:
             raise Recoverable(f"{self._stream.topic} cannot be written to now")
         values = Varlen.of(self._prefix + body for body in fresh.bodies) if self._avro else values
-        to = partitions_of(fresh.keys, self._partitions)
-        parts: Mapping[int, np.ndarray] = {partition: np.flatnonzero(to == partition) for partition in distinct(to)}
+        homes, topic = partitions_of(fresh.keys, self._partitions), self._stream.topic
+        parts: Mapping[int, np.ndarray] = {to: np.flatnonzero(homes == to) for to in distinct(homes)}
         try:
             async with answering("not published", ACKS_S):
                 puts = (
-                    outlet.put(self._stream.topic, partition, fresh.keys.take(mine), values.take(mine), np.arange(len(mine)), now_ms)
-                    for partition, mine in parts.items()
+                    outlet.put(topic, to, fresh.keys.take(mine), values.take(mine), np.arange(len(mine)), now_ms, headers.take(mine))
+                    for to, mine in parts.items()
                 )
                 for failure in await asyncio.gather(*puts, return_exceptions=True):
                     if failure is not None:

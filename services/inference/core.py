@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from driftline.contracts import traceparent
 from driftline.contracts.avro import pack_strings
 from driftline.contracts.messages import Arm, Deployment, Flag
 from driftline.errors import Invalid
@@ -238,6 +239,7 @@ class Inference:
 
     def _predictions(self, rows: Table, served: Served) -> Messages:
         columns = _copied(rows, "id", "key", "time") | {
+            traceparent.NAME: traceparent.column_of(rows),
             "index": np.zeros(len(rows), np.int64),
             "score": served.scores,
             "decision": DECISIONS.take(served.alerts.astype(np.int64)),
@@ -307,6 +309,7 @@ def _answers(rows: Table, served: Served, index: int = 0) -> Messages:
     n, shadow = len(rows), index > 0
     shares = np.array([0.0 if shadow else arm.share for arm in served.names], np.float32)
     columns = _copied(rows, "id", "key", "time", "visible", "deployment", "layout", "slices") | {
+        traceparent.NAME: traceparent.column_of(rows),
         "index": np.full(n, index, np.int64),
         "arm": _of_arms(served, "role"),
         "share": shares[served.arms],

@@ -46,8 +46,9 @@ from driftline.stream.letterbox import Letterbox
 from driftline.stream.parse import Parser
 from driftline.stream.process import Ops, Process
 from driftline.stream.records import Encoder, Polled
+from driftline.stream.tracing import tracing_of
 
-from .core import FOREVER, UPSTREAM, Intake, Origin
+from .core import FOREVER, UPSTREAM, Emitted, Intake, Origin
 
 EMIT_MAX = 4_000
 WAITING_MAX = 50_000  # records of one source that wait for the others
@@ -207,6 +208,7 @@ class IntakePart:
         self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
         self._marked_at = 0.0
         self._told_at = 0.0
+        self._tracing = tracing_of("intake", pipeline.name)
         self.ready = False
 
     async def run(self) -> None:
@@ -219,6 +221,8 @@ class IntakePart:
                 await asyncio.sleep(0.5)
             finally:
                 self._tell_ready(False)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def stop(self) -> None:
         """Finish the stretch in hand, then leave."""
@@ -417,7 +421,9 @@ class IntakePart:
                 bound, ticks_to, horizon.deployment, EMIT_MAX, holder=holder, clock_ms=horizon.clock_ms, known=horizon.known
             )
             if len(emitted):
+                began = self._clock.monotonic_s()
                 await sink.send(emitted.messages, 0, self._clock.now_ms())
+                self._trace(emitted, self._clock.monotonic_s() - began)
                 self._tally(emitted.taken, emitted.late)
                 self._tell_hops(emitted.taken, intake)
             self._tell_lags(horizon, intake)
@@ -473,7 +479,8 @@ class IntakePart:
         letters = self._letters.of(upstream.topic, upstream.origin[1], polled, refused, source=UPSTREAM + upstream.origin[0])
         if letters:
             await sink.send(letters, 0, self._clock.now_ms())
-            self._letters.sent(upstream.topic, refused)
+            told = {one.offset: polled.trace_id(one.offset) for one in refused}
+            self._letters.sent(upstream.topic, upstream.origin[1], refused, {offset: trace for offset, trace in told.items() if trace})
             self._count("dead_lettered", upstream.topic, len(refused))
 
     async def _mark(self, intake: Intake) -> None:
@@ -502,6 +509,16 @@ class IntakePart:
         for origin, n in taken.items():
             self._count("applied", self._upstreams[origin].topic, n)
         metric("driftline_merge_late_total").labels(pipeline=self._pipeline.name).inc(late)
+
+    def _trace(self, emitted: Emitted, seconds: float) -> None:
+        """A span for each source of a stretch, the copies of broadcast records left out."""
+        if self._tracing is None:
+            return
+        for origin, n in emitted.taken.items():
+            offsets, traces = emitted.traces(origin)
+            if traces:
+                topic, between = self._upstreams[origin].topic, (min(offsets), max(offsets))
+                self._tracing.span(topic, origin[1], between, n, traces, seconds, self._clock.now_ms())
 
     def _tell_hops(self, origins: Iterable[Origin], intake: Intake) -> None:
         now_ms = self._clock.now_ms()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from driftline.contracts import traceparent
 from driftline.contracts.messages import Source
 from driftline.features.murmur2 import partitions_of
 from driftline.pipeline import Pipeline
@@ -43,6 +44,17 @@ class Emitted:
 
     def __len__(self) -> int:
         return sum(self.taken.values()) + self.ticks
+
+    def traces(self, origin: Origin) -> tuple[Ints, list[Varlen]]:
+        """Offsets and trace contexts of the records of one source, each once; nothing where none has any."""
+        offsets, traces = [np.zeros(0, np.int64)], []
+        for one in self.messages:
+            if traceparent.NAME in one.columns:
+                named = [np.asarray(one.columns[name]) for name in ("source", "partition", "home", "offset")]
+                mine = (named[0] == UPSTREAM + origin[0]) & (named[1] == origin[1]) & named[2]
+                offsets.append(named[3][mine])
+                traces.append(traceparent.column_of(one).take(mine))
+        return np.concatenate(offsets), traces
 
 
 class _Queue:
@@ -262,6 +274,8 @@ class _Merged:
             "home": home,
             "body": records.bodies,
         }
+        if records.traces is not None:
+            columns[traceparent.NAME] = records.traces
         return Messages("events", "event", records.keys, columns, 2 * index + 1, to)
 
 

@@ -26,6 +26,7 @@ from itertools import chain
 import msgspec
 import numpy as np
 
+from driftline.contracts import traceparent
 from driftline.contracts.messages import Source, Writer
 from driftline.errors import Invalid
 from driftline.features import texts
@@ -199,7 +200,8 @@ class Labeler:
             "revision": 0,
         }
         self._meta.answers += len(table)
-        return self._answers.append(fields, [table["id"], table["key"], table["slices"]])
+        traces = traceparent.column_of(table).null_as_empty()
+        return self._answers.append(fields, [table["id"], table["key"], table["slices"], traces])
 
     def _arrived_outcomes(self, table: Table | None, passage: Passage) -> Ints:
         """The places of the outcomes of a batch."""
@@ -250,6 +252,7 @@ class Labeler:
             "score": answers["score"].copy(),
             "flags": answers["flags"].astype(np.int64),
             "slices": self._answers.text("slices", found.place),
+            traceparent.NAME: self._answers.text(traceparent.NAME, found.place).empty_as_null(),
         }
         return [Messages("examples", "example", keys, columns, found.offset)]
 

@@ -24,13 +24,14 @@ ANSWER = np.dtype(
         ("asked", "i8"),
         ("due", "i8"),  # settled by the first tick after
         ("told", "i8"),  # visible time of the outcome that gave the label
-        ("start", "i8"),  # of its texts: id, key, and slices, encoded as on the answer
+        ("start", "i8"),  # of its texts: id, key, slices, encoded as on the answer, and its trace context, empty where it has none
         ("score", "f4"),
         ("id_bytes", "i4"),
         ("key_bytes", "i4"),
         ("slices_bytes", "i4"),
         ("who", "i4"),  # code of its arm
-        ("flags", "i4"),
+        ("flags", "<i2"),  # these two were one number of four bytes before there were trace contexts: rows of then are read as without any
+        ("traceparent_bytes", "<i2"),
         ("label", "i4"),
         ("revision", "i4"),
     ]

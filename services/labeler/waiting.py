@@ -79,7 +79,7 @@ class Kind(NamedTuple):
     segment: type[AnswerSegment] | type[OutcomeSegment]
 
 
-ANSWER_KIND = Kind(ANSWER, ("id", "key", "slices"), ANSWERS, AnswerSegment)
+ANSWER_KIND = Kind(ANSWER, ("id", "key", "slices", "traceparent"), ANSWERS, AnswerSegment)
 OUTCOME_KIND = Kind(OUTCOME, ("id",), OUTCOMES, OutcomeSegment)
 
 

@@ -105,7 +105,7 @@ class Folding:
             decision = unmoved(plan, entry.state, "a copy of a record that was answered before")
         self._count("dead_lettered" if refused else "applied" if len(fresh) else "duplicate")
         letters = self._dead_letters.of(self._topic, CONTROL_PARTITION, polled, refused)
-        self._dead_letters.sent(self._topic, refused)
+        self._dead_letters.sent(self._topic, CONTROL_PARTITION, refused)
         decision = self._linked(entry.chain, polled, decision)
         return Entry(polled.first, crc(polled.values[0]), seen, decision.state, decision.deployment.chain), decision, letters
 

@@ -39,6 +39,7 @@ ANSWER = {
     "layout": "v",
     "slices": ["EWR"],
     "row": b"\x00\x00\x80?",
+    "traceparent": None,
 }
 EXAMPLE = {
     **{name: ANSWER[name] for name in ("key", "deployment", "arm", "share", "shadow", "model", "digest", "score", "flags", "slices")},
@@ -48,6 +49,7 @@ EXAMPLE = {
     "origin": "arrivals",
     "revision": 0,
     "answer_index": 0,
+    "traceparent": None,
 }
 
 
@@ -123,6 +125,7 @@ async def test_predictions_in_avro_are_counted_by_first_copy(published):
     """
     stack, name, publisher = published
     told = {"key": "N1", "time": START_MS, "score": 0.5, "decision": "pass", "reasons": [], "model": "m", "arm": "champion", "flags": []}
+    told |= {"traceparent": None}
     for _ in range(2):
         await publisher.send(messages("predictions", "prediction", [{**told, "id": "A"}, {**told, "id": "B"}], [(1, 0), (2, 0)]))
     assert await asyncio.to_thread(predictions, stack, name, Schemas(stack.registry)) == {"A": 1, "B": 1}

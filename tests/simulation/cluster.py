@@ -39,6 +39,7 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     timestamp: int
+    headers: tuple[()] = ()
 
 
 class Log:
@@ -324,7 +325,7 @@ class Packed(NamedTuple):
     records: Sequence[tuple[bytes | None, bytes | None, int]]
 
 
-def packed(cluster: Cluster, keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int) -> Iterator[Packed]:
+def packed(cluster: Cluster, keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int, _headers: Varlen) -> Iterator[Packed]:
     """`driftline.stream.record_batches.packed`, in batches of a size that chance draws for each."""
     given, written = keys.starts.tolist(), values.tolist()
     records = [(keys[at] if given[at] >= 0 else None, written[at], timestamp_ms) for at in order.tolist()]

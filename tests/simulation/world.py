@@ -451,7 +451,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (services.labeler.core.Labeler, "step", _killed_by("labeler", services.labeler.core.Labeler.step)),
     ]
     outside += [(module, "metric", metric) for module in (worker, driftline.stream.dead_letters, *apps) if hasattr(module, "metric")]
-    outside += [(module, "log", _Log()) for module in (worker, operators, *apps) if hasattr(module, "log")]
+    outside += [(module, "log", _Log()) for module in (worker, operators, driftline.stream.dead_letters, *apps) if hasattr(module, "log")]
     outside += [(module, "load_pipeline", pipeline) for module in apps]
     outside += [(module, "Registry", lambda url: REGISTRY) for module in apps]
     topics_of = functools.cache(Topics.of)

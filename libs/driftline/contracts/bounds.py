@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from driftline.contracts import traceparent
 from driftline.contracts.messages import FACTS, Source, Writer
 from driftline.contracts.topics import Topic
 from driftline.stream.batch import Ints, Table, Varlen
@@ -106,6 +107,9 @@ class Bounds:
             yield Fault(table["time"] % self.tick_ms != 0, "bad_time", "its time is no multiple of the pipeline's tick")
         yield from _bodies(table)
         yield from _texts(table)
+        yield Fault(
+            traceparent.foreign(traceparent.column_of(table)), "contract", '"traceparent" is no trace context in the form that we write'
+        )
         yield from _numbers(table)
 
     def _coordinates(self, table: Table, partition: int) -> Iterator[Fault]:

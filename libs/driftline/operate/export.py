@@ -181,11 +181,14 @@ def _series(name: str, kind: Any, table: Table) -> pl.Series:
     values: Sequence[Any] = column.tolist()
     if kind == "bytes":
         return pl.Series(name, values, pl.Binary)
+    if isinstance(kind, list):
+        return _plain(name, kind, column.optional_texts())
     return _plain(name, kind, column.texts() if kind == "string" else [list(unpack_strings(value)) for value in values])
 
 
 TYPES: Mapping[str, pl.DataType] = {
     '"string"': pl.String(),
+    '["null", "string"]': pl.String(),
     '"int"': pl.Int32(),
     '"long"': pl.Int64(),
     '"float"': pl.Float32(),

@@ -40,6 +40,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     arm: str
     flags: tuple[str, ...]
     partition: int = -1
+    traceparent: str | None = None  # of the question
 
 
 class Predictions:
@@ -128,5 +129,5 @@ def _from_avro(decoder: Decoder, partition: int, polled: Polled) -> list[Predict
     lists = {name: [unpack_strings(value) for value in table[name].tolist()] for name in ("reasons", "flags")}
     numbers = {name: table[name].tolist() for name in ("time", "event_offset")}
     scores = np.round(np.asarray(table["score"], np.float64), 6).tolist()
-    columns = {**texts, **lists, **numbers, "score": scores}
+    columns = {**texts, **lists, **numbers, "score": scores, "traceparent": table["traceparent"].optional_texts()}
     return [Prediction(partition=partition, **dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.tree import Tree
 
+from driftline.contracts import traceparent
 from driftline.contracts.avro import unpack_strings
 from driftline.contracts.messages import Source
 from driftline.contracts.registry import Registry
@@ -71,6 +72,12 @@ class Trace:
     id: str
     events: list[Found] = field(default_factory=list)
     after: list[Found] = field(default_factory=list)
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the upstream application counts it to; of several events of this id, that of the first that has one."""
+        told = [event.fields.get(traceparent.NAME) for event in self.events]
+        return next((traceparent.trace_id(one) for one in told if one), None)
 
 
 async def read_trace(addresses: Addresses, pipeline: Pipeline, event_id: str, place: Place | None = None) -> Trace:
@@ -218,7 +225,7 @@ async def _json_predictions(addresses: Addresses, topic: Topic, at: set[tuple[in
 
 def print_trace(trace: Trace, pipeline: Pipeline, console: Console) -> None:
     """As a tree: the event where it came from, then what each service made of it."""
-    tree = Tree(trace.id)
+    tree = Tree(trace.id if trace.trace_id is None else f"{trace.id}  trace {trace.trace_id}")
     for event in trace.events:
         tree.add(f"{_place(event)}  from {_cause(event, pipeline)}  {_fields(event)}")
     for found in trace.after:

@@ -86,6 +86,15 @@ class Varlen:
         """How many bytes each value has; a null has none."""
         return np.where(self.starts < 0, 0, self.ends - self.starts)
 
+    def null_as_empty(self) -> Varlen:
+        """An empty string in place of null, for what keeps lengths alone."""
+        return Varlen(self.data, np.maximum(self.starts, 0), np.maximum(self.ends, 0))
+
+    def empty_as_null(self) -> Varlen:
+        """The inverse, of a column in which nothing is empty."""
+        empty = self.starts == self.ends
+        return Varlen(self.data, np.where(empty, -1, self.starts), np.where(empty, 0, self.ends))
+
     def take(self, index: npt.NDArray[Any]) -> Varlen:
         """The values at `index` (positions or a mask), still in the same buffer."""
         return Varlen(self.data, self.starts[index], self.ends[index])
@@ -98,6 +107,10 @@ class Varlen:
     def texts(self) -> list[str]:
         """All values decoded from UTF-8."""
         return [value.decode() for value in self.tolist()]
+
+    def optional_texts(self) -> list[str | None]:
+        """The same, with None for null."""
+        return [text if start >= 0 else None for text, start in zip(self.texts(), self.starts.tolist(), strict=True)]
 
 
 Column = npt.NDArray[Any] | Varlen | Sequence[Any]
@@ -157,7 +170,10 @@ def take(column: Column, index: npt.NDArray[Any]) -> Column:
 
 def _plain(column: Column) -> Sequence[Any]:
     if isinstance(column, Varlen):
-        return [value.decode(errors="replace") for value in column.tolist()]
+        texts = [value.decode(errors="replace") for value in column.tolist()]
+        return (
+            texts if (column.starts >= 0).all() else [None if start < 0 else text for text, start in zip(texts, column.starts, strict=True)]
+        )
     return column.tolist() if isinstance(column, np.ndarray) else column
 
 

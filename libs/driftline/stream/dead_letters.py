@@ -6,19 +6,21 @@ fault is ours and the service stops.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from driftline.errors import Fatal, Invalid
+from driftline.logs import log
 from driftline.metrics import metric
 from driftline.stream.batch import Column, Messages, Refused, Varlen
 from driftline.stream.records import Polled
 
 REASONS = ("undecodable", "contract", "missing_id", "bad_time", "future", "too_large", "schema", "poison", "late")
 NONCE_BYTES = 12
+TOLD_MAX = 10  # letters of one batch that the log tells singly; the topic has all
 KEY_KEPT_MAX, VALUE_KEPT_MAX = 64 << 10, 768 << 10  # bytes of a record that a letter keeps, for it must fit into one message
 
 
@@ -57,11 +59,15 @@ class DeadLetters:
             )
         return [self._messages(topic, partition, polled, refused, self._source if source is None else source)]
 
-    def sent(self, topic: str, refused: Sequence[Refused]) -> None:
-        """Count them, once they are acked and will not be made again."""
+    def sent(self, topic: str, partition: int, refused: Sequence[Refused], traces: Mapping[int, str] | None = None) -> None:
+        """Count and tell them, once they are acked and will not be made again. `traces` has the ids of their traces, by offset."""
         self._count += len(refused)
         for one in refused:
             metric("driftline_dead_letters_total").labels(pipeline=self._pipeline, topic=topic, reason=one.reason).inc()
+        for one in refused[:TOLD_MAX]:
+            about = {"topic": topic, "partition": partition, "offset": one.offset, "reason": one.reason}
+            traced = {"trace_id": traces[one.offset]} if traces and one.offset in traces else {}
+            log.warning("dead letter", **about, **traced, because=one.detail)
 
     def _messages(self, topic: str, partition: int, polled: Polled, refused: Sequence[Refused], source: int) -> Messages:
         n = len(refused)

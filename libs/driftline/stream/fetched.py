@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.memory_records import MemoryRecords
 
 from driftline.compiled import READ_BYTES, njit, types
+from driftline.contracts import traceparent
 from driftline.stream.batch import Ints, Varlen
 from driftline.stream.records import Polled
 
@@ -30,7 +32,10 @@ CODEC_BITS, LOG_APPEND_BIT = 0x07, 0x08
 POSITIVE = 2**63 - 1
 SINGLY_BELOW = 16  # records of a batch: so few cost less one by one
 
+TRACE_NAME = np.frombuffer(traceparent.NAME.encode(), np.uint8)
+
 _AT = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # numba has no types of its own
+_FOUND = types.UniTuple(types.int64, 3)  # type: ignore[no-untyped-call]
 _I1 = types.int64[::1]
 
 
@@ -53,24 +58,42 @@ def _varint(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     return 0, end + 1
 
 
-@njit(types.int64(READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
-def _skip_headers(data: npt.NDArray[np.uint8], at: int, end: int) -> int:
-    """Where a record's headers end; beyond `end` when they do not end within the record."""
+@njit(types.boolean(READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
+def _tells_trace(data: npt.NDArray[np.uint8], start: int, end: int) -> bool:
+    """Whether that is the name of the header with the trace context."""
+    if end - start != len(TRACE_NAME):
+        return False
+    for i in range(len(TRACE_NAME)):  # noqa: SIM110 - compiled, a loop is faster than a generator
+        if data[start + i] != TRACE_NAME[i]:
+            return False
+    return True
+
+
+@njit(_FOUND(READ_BYTES, types.int64, types.int64), cache=True, nogil=True)
+def _read_headers(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int, int]:
+    """
+    Where a record's headers end: beyond `end` when they do not end within the record. And start and end of the one with the trace context,
+    a start of -1 when there is none, or more than one.
+    """
+    trace, trace_end, told = -1, 0, 0
     count, at = _varint(data, at, end)
     if count < 0:
-        return end + 1
+        return end + 1, trace, trace_end
     for _ in range(count):
-        name_bytes, at = _varint(data, at, end)
+        name_bytes, name = _varint(data, at, end)
         if name_bytes < 0:
-            return end + 1
-        value_bytes, at = _varint(data, at + name_bytes, end)
+            return end + 1, trace, trace_end
+        value_bytes, at = _varint(data, name + name_bytes, end)
+        if value_bytes >= 0 and at + value_bytes <= end and _tells_trace(data, name, name + name_bytes):
+            told += 1
+            trace, trace_end = (at, at + value_bytes) if told == 1 else (-1, 0)
         at += max(value_bytes, 0)
         if at > end:
             break
-    return at
+    return at, trace, trace_end
 
 
-@njit(_AT(READ_BYTES, types.int64, types.int64, _I1, _I1, _I1, _I1, _I1, _I1), cache=True, nogil=True)
+@njit(_FOUND(READ_BYTES, types.int64, types.int64, _I1, _I1, _I1, _I1, _I1, _I1, _I1, _I1), cache=True, nogil=True)
 def _read(
     data: npt.NDArray[np.uint8],
     at: int,
@@ -81,35 +104,45 @@ def _read(
     key_ends: Ints,
     value_starts: Ints,
     value_ends: Ints,
-) -> tuple[int, int]:
+    trace_starts: Ints,
+    trace_ends: Ints,
+) -> tuple[int, int, int]:
     """
-    Find `n` records, offsets and times relative to those of the batch. How many there are, and where the last one ends: fewer than
-    `n` when the one after it is no record, or is in the wrong place.
+    Find `n` records, offsets and times relative to those of the batch. How many there are, where the last one ends, and how many tell a
+    trace: fewer than `n` when the one after it is no record, or is in the wrong place.
     """
-    last = -1
+    last, traces = -1, 0
     for i in range(n):
         size, body = _varint(data, at, len(data))
         end = body + size
         if size < 0 or body > len(data) or end > len(data):
-            return i, at
+            return i, at, traces
         _, place = _varint(data, body, end)  # attributes, of which there are none; the client takes them for a varint too
         times[i], place = _varint(data, place, end)
         offsets[i], place = _varint(data, place, end)
         if offsets[i] <= last:
-            return i, at
+            return i, at, traces
         last = offsets[i]
         key_bytes, place = _varint(data, place, end)
         key_starts[i], key_ends[i] = (place, place + key_bytes) if key_bytes >= 0 else (-1, 0)
         place += max(key_bytes, 0)
         if place > end:
-            return i, at
+            return i, at, traces
         value_bytes, place = _varint(data, place, end)
         value_starts[i], value_ends[i] = (place, place + value_bytes) if value_bytes >= 0 else (-1, 0)
         place += max(value_bytes, 0)
-        if place > end or _skip_headers(data, place, end) != end:
-            return i, at
+        trace_starts[i] = -1
+        if place + 1 == end and data[place] == 0:  # no headers
+            at = end
+            continue
+        if place > end:
+            return i, at, traces
+        headers_end, trace_starts[i], trace_ends[i] = _read_headers(data, place, end)
+        if headers_end != end:
+            return i, at, traces
+        traces += trace_starts[i] >= 0
         at = end
-    return n, at
+    return n, at, traces
 
 
 class Piece:
@@ -177,13 +210,14 @@ class _Batch:
         begin, left = HEADER.size, n
         while left:
             wanted = min(left, self._asker.wanted)
-            offsets, times, *places = np.empty((6, wanted), np.int64)
-            found, end = _read(data, begin, wanted, offsets, times, *places)
+            offsets, times, *places = np.empty((8, wanted), np.int64)
+            found, end, traces = _read(data, begin, wanted, offsets, times, *places)
             if found < wanted:
                 raise CorruptRecordException(f"record {n - left + found} of the batch at offset {base} is no record")
-            key_starts, key_ends, value_starts, value_ends = places
+            key_starts, key_ends, value_starts, value_ends, trace_starts, trace_ends = places
             keys, values = Varlen(data, key_starts, key_ends), Varlen(data, value_starts, value_ends)
-            polled = Polled(base + offsets, keys, values, clock[0] + clock[1] * times)
+            told = traceparent.accepted(Varlen(data, trace_starts, trace_ends)) if traces else None
+            polled = Polled(base + offsets, keys, values, clock[0] + clock[1] * times, told)
             polled = polled.part(polled.below(self._asker.next_fetch_offset), wanted)
             begin, left = end, left - wanted
             if len(polled):
@@ -243,5 +277,14 @@ def columns(found: Sequence[Any]) -> Polled:
         if in_pieces:
             parts += [piece.polled for piece in some]
         else:
-            parts.append(Polled.of(*zip(*((one.offset, one.key, one.value, one.timestamp) for one in some), strict=True)))
+            parts.append(_singly(list(some)))
     return Polled.concat(parts)
+
+
+def _singly(found: Sequence[Any]) -> Polled:
+    """Records that the client has made one by one."""
+    polled = Polled.of(*zip(*((one.offset, one.key, one.value, one.timestamp) for one in found), strict=True))
+    if not any(one.headers for one in found):
+        return polled
+    told = [traceparent.one_of([value for name, value in one.headers if name == traceparent.NAME]) for one in found]
+    return replace(polled, traces=Varlen.optional(told)) if any(told) else polled

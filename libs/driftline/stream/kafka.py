@@ -28,7 +28,7 @@ from driftline.logs import log
 from driftline.stream.batch import Batch, Ints, Messages, Refused, Varlen
 from driftline.stream.connect import connect
 from driftline.stream.fetched import by_column, columns
-from driftline.stream.record_batches import BATCH_BYTES_MAX, packed
+from driftline.stream.record_batches import BATCH_BYTES_MAX, NO_HEADERS, packed
 from driftline.stream.records import Coordinate, Decoder, Encoder, Lane, Polled, SchemaRegistry, drop_seen, joined
 
 MESSAGE_BYTES_MAX = 1 << 20
@@ -248,7 +248,9 @@ class Outlet:
         async with answering(topic):
             return len(await self._started().partitions_for(topic))
 
-    async def put(self, topic: str, partition: int, keys: Varlen, values: Varlen, order: Ints, now_ms: int) -> None:
+    async def put(
+        self, topic: str, partition: int, keys: Varlen, values: Varlen, order: Ints, now_ms: int, headers: Varlen = NO_HEADERS
+    ) -> None:
         """
         Send records to one partition, in `order`. A batch goes when the one before it is acked: were a later one written and an
         earlier one not, consumers, who keep one coordinate a lane, would take what is sent again for copies.
@@ -256,7 +258,7 @@ class Outlet:
         largest = int(((keys.ends - keys.starts) * (keys.starts >= 0) + values.ends - values.starts).max())
         if largest > MESSAGE_BYTES_MAX:
             raise Fatal(f"a message of {largest} bytes for {topic}: at most {MESSAGE_BYTES_MAX} can be sent")
-        for batch in packed(keys, values, order, now_ms):
+        for batch in packed(keys, values, order, now_ms, headers):
             await (await self._started().send_batch(batch, topic, partition=partition))
 
     async def stop(self) -> None:

@@ -33,4 +33,4 @@ class Letterbox:
             self._begun = True
         await self._publisher.send(*self._letters.of(self._topic.name, partition, polled, refused))
         await self._publisher.stop()  # there is seldom one, and no connection is kept for it
-        self._letters.sent(self._topic.name, refused)
+        self._letters.sent(self._topic.name, partition, refused)

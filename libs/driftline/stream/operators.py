@@ -25,6 +25,7 @@ from driftline.stream.ledger import RedisLedger, refuse_unsafe_store
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.store import Store
+from driftline.stream.tracing import tracing_of
 from driftline.stream.turns import Turns
 from driftline.stream.worker import Operator, Worker
 
@@ -105,6 +106,7 @@ class Operators:
         self._pipeline = pipeline
         self._registry = registry
         self._clock = clock
+        self._tracing = tracing_of(wiring.service, pipeline.name)
         self._workers: list[Worker] | None = None  # None until it is known which partitions there are
         self._stopping = asyncio.Event()
 
@@ -129,6 +131,8 @@ class Operators:
         async with asyncio.TaskGroup() as group:
             for worker in self._workers:
                 group.create_task(worker.run())
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _prepared(self) -> Operator:
         if self._wiring.row_format is not None:
@@ -162,6 +166,7 @@ class Operators:
             observe=wiring.observe,
             records_max=settings.records_max,
             turns=self._turns,
+            tracing=self._tracing,
         )
 
     def stop(self) -> None:

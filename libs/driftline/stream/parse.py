@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ import fastavro
 import msgspec
 import numpy as np
 
+from driftline.contracts import traceparent
 from driftline.contracts.avro import Codec, explain
 from driftline.errors import Invalid
 from driftline.features.upstream import Contract
@@ -49,7 +50,10 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrived:
-    """n good records of one upstream partition, in its order. Times are milliseconds UTC; `bodies` is Avro by the stream's schema."""
+    """
+    n good records of one upstream partition, in its order. Times are milliseconds UTC; `bodies` is Avro by the stream's schema; `traces`
+    are as `Polled` has them.
+    """
 
     offsets: Ints
     times: Ints
@@ -57,6 +61,7 @@ class Arrived:
     ids: Varlen
     keys: Varlen
     bodies: Varlen
+    traces: Varlen | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -70,6 +75,7 @@ class Arrived:
             self.ids.take(index),
             self.keys.take(index),
             self.bodies.take(index),
+            traceparent.taken(self.traces, index),
         )
 
 
@@ -103,7 +109,10 @@ class Parser:
                 arrived, bad = self._checked(offsets, columns, clock_ms)
                 refused += bad
                 parts.append(arrived)
-        return _in_order(parts), refused
+        arrived = _in_order(parts)
+        if polled.traces is not None:
+            arrived = replace(arrived, traces=polled.traces.take(np.searchsorted(polled.offsets, arrived.offsets)))
+        return arrived, refused
 
     def _from_json(self, polled: Polled) -> tuple[dict[str, Column], Ints, list[Refused]]:
         good, kept, refused = [], [], []
@@ -313,4 +322,5 @@ def join(parts: Sequence[Arrived]) -> Arrived:
         Varlen.concat([part.ids for part in parts]),
         Varlen.concat([part.keys for part in parts]),
         Varlen.concat([part.bodies for part in parts]),
+        traceparent.joined([(part.traces, len(part)) for part in parts]),
     )

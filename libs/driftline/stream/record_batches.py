@@ -24,6 +24,7 @@ HEADER_BYTES = 61
 
 Bytes = npt.NDArray[np.uint8]
 
+_COLUMN = (READ_BYTES, READ_INTS, READ_INTS)
 _ENDS = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # numba has no types of its own
 
 
@@ -50,7 +51,7 @@ def _varint_bytes(n: int) -> int:
 
 
 @njit(
-    _ENDS(READ_BYTES, READ_INTS, READ_INTS, READ_BYTES, READ_INTS, READ_INTS, READ_INTS, types.int64, types.uint8[::1]),
+    _ENDS(*_COLUMN, *_COLUMN, *_COLUMN, READ_INTS, types.int64, types.uint8[::1]),
     cache=True,
     nogil=True,
 )
@@ -61,17 +62,25 @@ def _write(
     values: Bytes,
     value_starts: Ints,
     value_ends: Ints,
+    headers: Bytes,
+    header_starts: Ints,
+    header_ends: Ints,
     order: Ints,
     first: int,
     out: Bytes,
 ) -> tuple[int, int]:
-    """Write records in `order` from its place `first` on, until `out` has no room. The place of the next one, and the bytes written."""
+    """
+    Write records in `order` from its place `first` on, until `out` has no room. The place of the next one, and the bytes written. Headers
+    are as they are written; no column of them at all means that none has any.
+    """
     at = 0
     for place in range(first, len(order)):
         one = order[place]
         key_bytes = key_ends[one] - key_starts[one] if key_starts[one] >= 0 else -1
         value_bytes = value_ends[one] - value_starts[one]
+        header_bytes = header_ends[one] - header_starts[one] if len(header_starts) and header_starts[one] >= 0 else 0
         body = 3 + _varint_bytes(place - first) + _varint_bytes(key_bytes) + max(key_bytes, 0) + _varint_bytes(value_bytes) + value_bytes
+        body += max(header_bytes - 1, 0)
         if at + _varint_bytes(body) + body > len(out):
             return place, at
         at = _write_varint(out, at, body)
@@ -85,8 +94,10 @@ def _write(
         for i in range(value_bytes):
             out[at + i] = values[value_starts[one] + i]
         at += value_bytes
-        out[at] = 0  # headers, of which there are none
-        at += 1
+        out[at] = 0  # headers, of which there may be none
+        for i in range(header_bytes):
+            out[at + i] = headers[header_starts[one] + i]
+        at += max(header_bytes, 1)
     return len(order), at
 
 
@@ -107,16 +118,21 @@ class Packed(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
         self._builder.set_producer_state(producer_id, producer_epoch, base_sequence)
 
 
-def packed(keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int) -> Iterator[Packed]:
+NO_HEADERS = Varlen.of([])
+
+
+def packed(keys: Varlen, values: Varlen, order: Ints, timestamp_ms: int, headers: Varlen = NO_HEADERS) -> Iterator[Packed]:
     """
     n records in `order` as batches, one after the other, each of at most BATCH_BYTES_MAX, or as large as the largest record by itself
-    would need where that is more. A record whose key starts at -1 has none.
+    would need where that is more. A record whose key starts at -1 has none. `headers` are as a batch has them, their count first.
     """
     order = np.ascontiguousarray(order, np.int64)
     sizes = np.where(keys.starts >= 0, keys.ends - keys.starts, 0) + (values.ends - values.starts) + RECORD_OVERHEAD_MAX
+    if len(headers):
+        sizes += headers.lengths
     room = np.empty(min(int(sizes.sum()), max(BATCH_BYTES_MAX - HEADER_BYTES, int(sizes.max(initial=0)))), np.uint8)
     first = 0
     while first < len(order):
-        last, written = _write(*keys.arrays, *values.arrays, order, first, room)
+        last, written = _write(*keys.arrays, *values.arrays, *headers.arrays, order, first, room)
         yield Packed(room[:written], last - first, timestamp_ms)
         first = last

@@ -7,19 +7,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 from driftline.compiled import READ_BYTES, READ_INTS, numba
-from driftline.contracts.avro import Codec, frame, unpack_strings
+from driftline.contracts import traceparent
+from driftline.contracts.avro import Codec, column, frame, unpack_strings
 from driftline.contracts.bounds import Bounds, Declared
 from driftline.contracts.messages import schema as message_schema
 from driftline.contracts.messages import versions
 from driftline.contracts.topics import Topic
 from driftline.errors import Invalid
-from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen, distinct
+from driftline.stream.batch import Batch, Column, Ints, Messages, Refused, Table, Varlen, distinct, take
 
 FRAME_BYTES = 5
 SCHEMAS_MAX = 1_000  # ids that are remembered, of those that strangers make up too
@@ -37,12 +39,16 @@ class SchemaRegistry(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """Consecutive records of one partition by column, offsets ascending. A null key or value starts at -1."""
+    """
+    Consecutive records of one partition by column, offsets ascending. A null key or value starts at -1. `traces` has what their headers say
+    of traces (`contracts.traceparent`), and is None where none says anything.
+    """
 
     offsets: Ints
     keys: Varlen
     values: Varlen
     timestamps: Ints
+    traces: Varlen | None = None
 
     @classmethod
     def of(cls, offsets: Sequence[int], keys: Sequence[bytes | None], values: Sequence[bytes | None], timestamps: Sequence[int]) -> Polled:
@@ -59,6 +65,7 @@ class Polled:
             Varlen.concat([part.keys for part in parts]),
             Varlen.concat([part.values for part in parts]),
             np.concatenate([part.timestamps for part in parts]),
+            traceparent.joined([(part.traces, len(part)) for part in parts]),
         )
 
     def __len__(self) -> int:
@@ -76,7 +83,8 @@ class Polled:
 
     def take(self, index: Any) -> Polled:
         """The records at `index` (positions, mask or slice)."""
-        return Polled(self.offsets[index], self.keys.take(index), self.values.take(index), self.timestamps[index])
+        traces = traceparent.taken(self.traces, index)
+        return Polled(self.offsets[index], self.keys.take(index), self.values.take(index), self.timestamps[index], traces)
 
     def part(self, start: int, stop: int) -> Polled:
         """The records from place `start` to place `stop`, exclusive."""
@@ -85,6 +93,11 @@ class Polled:
     def below(self, offset: int) -> int:
         """How many records are below `offset`."""
         return int(np.searchsorted(self.offsets, offset))
+
+    def trace_id(self, offset: int) -> str | None:
+        """The trace that the record at `offset` belongs to."""
+        told = self.traces.get(self.below(offset)) if self.traces is not None else None
+        return None if told is None else traceparent.trace_id(told)
 
     def anchor(self, next_offset: int) -> tuple[int, int, int]:
         """Offset, timestamp and CRC of the last record below `next_offset`: what a log must still hold to be the same log."""
@@ -102,7 +115,8 @@ class Decoder:
     Turns polled records of one topic into columns, each record by the schema that its frame names.
 
     Any published version of a message that the topic may hold is accepted; anything else is refused with its reason, and so is
-    what no service can have said (`contracts.bounds`).
+    what no service can have said (`contracts.bounds`). What an older version has not had, has its default: so what becomes of a message
+    does not depend on which others came with it.
     """
 
     def __init__(self, topic: Topic, registry: SchemaRegistry, pipeline: Declared | None = None) -> None:
@@ -125,6 +139,7 @@ class Decoder:
                 continue
             message, codec = found
             columns, bad = codec.decode(Varlen(values.data, values.starts[mine] + FRAME_BYTES, values.ends[mine]))
+            columns |= _defaults(message, columns, len(mine))
             table = Table(message, offsets[mine], columns)
             if bad.any():
                 refused += [Refused(int(offsets[i]), "undecodable", codec.explain(values[i][FRAME_BYTES:])) for i in mine[bad].tolist()]
@@ -156,6 +171,17 @@ class Decoder:
             message = next((message for message in self._messages if _is_version_of(message, schema)), None)
             self._codecs[schema_id] = (message, Codec(schema)) if message else None
         return self._codecs[schema_id]
+
+
+def _defaults(message: str, there: Mapping[str, Column], n: int) -> dict[str, Column]:
+    """The columns of the newest version of `message` that are not `there` and have a default, n times."""
+    return {name: take(one, np.zeros(n, np.int64)) for name, one in _default(message).items() if name not in there}
+
+
+@cache
+def _default(message: str) -> dict[str, Column]:
+    """One value of each field that has a default."""
+    return {field["name"]: column(field["type"], [field["default"]]) for field in message_schema(message)["fields"] if "default" in field}
 
 
 def _is_version_of(message: str, schema: Mapping[str, Any]) -> bool:
@@ -287,6 +313,7 @@ class Encoder:
         """The values of `messages`, header filled in: one a message, in listed order."""
         n = len(messages)
         columns = {"writer": np.full(n, self._writer, np.int64), "partition": np.full(n, partition, np.int64), **messages.columns}
+        columns |= _defaults(messages.message, columns, n)
         if messages.topic in self._json:
             return Varlen.of(_json_lines(messages.message, columns))
         codec, prefix = self._frames[messages.message]
@@ -306,6 +333,8 @@ def _json_lines(message: str, columns: Mapping[str, Column]) -> list[bytes]:
 
 
 def _json_column(column: Column, kind: Any) -> Sequence[Any]:
+    if isinstance(column, Varlen) and isinstance(kind, list):
+        return column.optional_texts()
     if isinstance(column, np.ndarray):
         numbers: list[Any] = (np.round(column.astype(np.float64), 6) if column.dtype.kind == "f" else column).tolist()
         return numbers

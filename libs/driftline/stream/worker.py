@@ -32,6 +32,7 @@ import msgspec
 import numpy as np
 
 from driftline.clock import Clock
+from driftline.contracts.traceparent import trace_ids
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.logs import log
 from driftline.metrics import Series, distribution, metric
@@ -40,6 +41,7 @@ from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
 from driftline.stream.ledger import Declined, Entry, Fenced, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, drop_seen
+from driftline.stream.tracing import Tracing
 from driftline.stream.turns import Turns
 
 ROWS_MAX = 4_000
@@ -76,6 +78,7 @@ class Operator:
     observe: Callable[[int, Core, Effects], None] | None = None  # after each commit: the service's own metrics
     records_max: int = 4_000
     turns: Turns = field(default_factory=Turns)  # of all the partitions of the process
+    tracing: Tracing | None = None
 
 
 class Worker:
@@ -360,7 +363,10 @@ class _Session:
         while True:
             part = self._cut(batch)
             mine = [one for one in refused if part.first_offset <= one.offset < part.next_offset]
+            began = self._clock.monotonic_s()
             await self._apply(part, mine, polled)
+            if self._operator.tracing is not None:
+                self._operator.tracing.batch(self._operator.topic, part, self._clock.monotonic_s() - began, self._clock.now_ms())
             if part.next_offset == batch.next_offset:
                 self._records_max = min(2 * self._records_max, self._operator.records_max)
                 return
@@ -398,7 +404,8 @@ class _Session:
                 self._row_bytes = int(state.rows.lengths.sum()) / len(state)
             self._committing = False
             self._commits["applied"].inc()
-        self._operator.dead_letters.sent(self._operator.topic, refused)
+        traces = trace_ids(batch, [one.offset for one in refused])
+        self._operator.dead_letters.sent(self._operator.topic, self._partition, refused, traces)
         self._seen = seen
         self.position = batch.next_offset
         first, end = polled.below(batch.first_offset), polled.below(batch.next_offset)

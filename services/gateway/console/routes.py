@@ -337,6 +337,7 @@ async def event_page(request: Request, pipeline: str, id: str) -> Response:
         request,
         "event.html",
         id=id,
+        trace_id=trace.trace_id,
         answer=event.answer(trace, model),
         outcome=event.outcome(trace, site.pipeline),
         along=event.along(trace),

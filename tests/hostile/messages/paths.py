@@ -255,7 +255,7 @@ class FedReader(LogReader):
         self.letters = {}
         places = range(len(polled))
         columns = polled.offsets.tolist(), map(polled.keys.get, places), map(polled.values.get, places), polled.timestamps.tolist()
-        self._queue = [SimpleNamespace(offset=o, key=k, value=v, timestamp=t) for o, k, v, t in zip(*columns, strict=True)]
+        self._queue = [SimpleNamespace(offset=o, key=k, value=v, timestamp=t, headers=()) for o, k, v, t in zip(*columns, strict=True)]
         return await self.next()
 
 

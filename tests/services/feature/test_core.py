@@ -445,6 +445,22 @@ def test_dropping_what_is_in_memory_changes_nothing(pipeline: Pipeline, records:
     assert roomy.store == cramped.store
 
 
+def test_the_trace_context_of_a_question_goes_to_its_row(pipeline: Pipeline) -> None:
+    """
+    That of an outcome goes nowhere: an example is about the question.
+    """
+    batch = batch_of(pipeline, [(0, Ask(START)), (1, Fact(START)), (2, Ask(START))])
+    table = batch.tables["event"]
+    traced = Table("event", table.offsets, {**table.columns, "traceparent": Varlen.optional([None, "b-trace", "c-trace"])})
+    feature, batch = Feature(pipeline, 0), Batch(0, 0, 3, {"event": traced})
+    feature.unfit(batch)
+    while names := feature.needs(batch):
+        feature.load(dict.fromkeys(names))
+    told = {one.message: one for one in feature.step(batch).messages}
+    assert told["row"].columns["traceparent"].optional_texts() == [None, "c-trace"]  # type: ignore[union-attr]  # a column of texts
+    assert "traceparent" not in told["outcome"].columns
+
+
 def test_no_more_entities_stay_in_memory_than_there_is_room_for(pipeline: Pipeline) -> None:
     """
     A batch that begins with too many drops them, and asks for its own again.

@@ -101,6 +101,7 @@ class Answerer(threading.Thread):
         self.ended = threading.Event()
         self.seen: list[dict[str, Any]] = []
         self.places: list[tuple[bytes, int]] = []
+        self.headers: list[list[tuple[str, bytes]]] = []
 
     def run(self) -> None:
         """Until `ended`."""
@@ -111,6 +112,7 @@ class Answerer(threading.Thread):
                 question = json.loads(message.value())
                 self.seen.append(question)
                 self.places.append((message.key(), message.partition()))
+                self.headers.append(message.headers() or [])
                 held.append(question)
             if not self.silent.is_set():
                 for question in held:

@@ -157,13 +157,15 @@ def test_one_event_is_traced_by_its_id(running: Any) -> None:
     """
     columns = {name: np.array([value], np.int64) for name, value in {"source": 16, "offset": 1, "index": 0, "event_offset": -1}.items()}
     columns |= {name: np.array([DAY], np.int64) for name in ("time", "visible")} | {"home": np.array([True])}
-    texts = {name: Varlen.of([value]) for name, value in {"id": "e-1", "key": "a-1", "body": "the-body"}.items()}
+    trace = f"00-{'a' * 32}-{'b' * 16}-00"
+    texts = {name: Varlen.of([value]) for name, value in {"id": "e-1", "key": "a-1", "body": "the-body", "traceparent": trace}.items()}
     running.send(Writer.INTAKE, Messages("events", "event", None, columns | texts, np.array([1]), to=1))
     viewer = running.client("viewer")
     found = viewer.get(running.path("events/e-1"))
     assert found.status_code == 200, found.text
     assert [(one["topic"], one["partition"], one["offset"]) for one in found.json()["messages"]] == [(running.topics.events.name, 1, 0)]
     assert "the-body" not in found.text
+    assert found.json()["trace_id"] == "a" * 32
     assert viewer.get(running.path("events/nobody")).status_code == 404
 
 

@@ -31,6 +31,30 @@ def test_an_event_is_answered_with_its_prediction(running: Any) -> None:
     assert running.answerer.places[-1] == (b"k-7", int(partitions_of(Varlen.of(["k-7"]), 3)[0]))
 
 
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+@pytest.mark.parametrize(
+    ("given", "published"),
+    [
+        ([], []),
+        ([("traceparent", TRACE)], [("traceparent", TRACE.encode())]),
+        ([("Traceparent", f"cc-{TRACE[3:]}-more")], [("traceparent", TRACE.encode())]),
+        ([("traceparent", TRACE.upper())], []),
+        ([("traceparent", TRACE), ("traceparent", TRACE)], []),
+    ],
+)
+def test_the_trace_context_of_a_request_goes_on_to_the_record(running: Any, given: list[Any], published: list[Any]) -> None:
+    """
+    Of one event as of each of a batch; one that is not valid, or not the only one, is ignored, and the event is answered all the same.
+    """
+    scorer, events = running.client("scorer"), [running.event() for _ in range(3)]
+    assert scorer.post(running.path("score"), json=events[0], headers=given).status_code == 200
+    assert scorer.post(running.path("score/batch"), json=events[1:], headers=given).status_code == 200
+    told = [headers for question, headers in zip(running.answerer.seen, running.answerer.headers, strict=True) if question in events]
+    assert told == [published] * 3
+
+
 def test_the_same_id_again_gets_the_same_answer_and_is_published_once(running: Any) -> None:
     """
     Also in one batch, also by another request, and also when it is only asked for.

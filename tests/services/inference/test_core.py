@@ -119,6 +119,20 @@ def test_without_a_model_every_answer_is_degraded_and_carries_its_row(pipeline, 
     assert sent.columns["row"].tolist() == rows["row"].tolist()
 
 
+def test_the_trace_context_of_a_row_goes_to_all_that_is_said_of_it(pipeline, inference):
+    """
+    The prediction, the answer and those of shadows; a row without has none.
+    """
+    inference.add(
+        deployment(1, [champion(ONE)], [Arm("candidate", "flights-2", TWO, 0.0)]), {ONE: Fake(pipeline.layout), TWO: Fake(pipeline.layout)}
+    )
+    rows = rows_of(pipeline, [{"wind": 1}, {"wind": 2}], [1, 1])
+    traced = Table("row", rows.offsets, {**rows.columns, "traceparent": Varlen.optional(["a-trace", None])})
+    predictions, answers = step(inference, traced)
+    assert sorted(answers) == [0, 1]
+    assert [[one["traceparent"] for one in told] for told in (predictions, *answers.values())] == [["a-trace", None]] * 3
+
+
 def test_a_model_reads_the_same_bytes_that_go_to_the_journal(pipeline, inference):
     """
     Missing stays missing and nothing is rounded: what is scored is what will be trained on.

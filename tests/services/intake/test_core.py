@@ -54,6 +54,24 @@ def everything(intake: Intake, until: int, limit: int = 1_000) -> list[tuple[Any
     return out
 
 
+def test_a_trace_context_goes_with_its_record():
+    """
+    Past records of another source that have none, to every partition that the record goes to; and is told by source, each once.
+    """
+    intake = Intake(pipeline(False, True), 2, [(0, 0), (1, 0)], None, {})
+    intake.add((0, 0), arrived(0, [110, 130]))
+    intake.add((1, 0), replace(arrived(5, [120, 140]), traces=Varlen.optional([None, "a-trace"])))
+    emitted = intake.emit(200, 200, 0, 100)
+    found: dict[int, list[str | None]] = {}
+    for one in emitted.messages:
+        if one.message == "event":
+            found[one.to] = one.columns["traceparent"].optional_texts()
+    home = int(partitions_of(Varlen.of(["k"]), 2)[0])
+    assert found == {home: [None, None, None, "a-trace"], 1 - home: [None, "a-trace"]}
+    offsets, traces = emitted.traces((1, 0))
+    assert (offsets.tolist(), [one.optional_texts() for one in traces if len(one)]) == ([5, 6], [[None, "a-trace"]])
+
+
 def test_records_of_two_topics_come_in_visible_order_with_ticks_between():
     """
     A tick goes before everything at or after its time, and after everything earlier.

@@ -19,6 +19,7 @@ from driftline.contracts.messages import Source, Writer, schema
 from driftline.errors import Invalid
 from driftline.stream.batch import Batch, Effects, Table, Varlen
 from services.labeler.core import Labeler
+from services.labeler.joining import ANSWER
 from services.labeler.waiting import META, SEGMENT
 
 TICK_MS = 10
@@ -76,6 +77,8 @@ def batch_of(journal: Sequence[Record], first: int, end: int) -> Batch:
 
 
 def column_of(name: str, values: list[Any]) -> Any:
+    if name == "traceparent":
+        return Varlen.optional(values)
     if name in TEXTS:
         return Varlen.of(values)
     return np.array(values, np.bool_ if name == "shadow" else FLOATS.get(name, np.int64))
@@ -146,6 +149,33 @@ def test_outcome_labels_the_answer_once_the_horizon_has_passed() -> None:
     assert (example["score"], example["arm"], example["digest"], example["origin"]) == (0.75, "champion", "d1", "arrivals")
     assert example["slices"].encode() == pack_strings(["EWR", "UA"])
     assert (example["source"], example["index"]) == (Source.JOURNAL, 0)
+
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_the_trace_context_of_an_answer_goes_to_its_example(reload: bool) -> None:
+    """
+    In memory and through the store, to revisions too; an example of an answer without has none.
+    """
+    journal = [*both(1_000), answer("a", 1_005, 7, traceparent=TRACE), answer("b", 1_005, 8, traceparent=None), *until(1_010, 1_110)]
+    journal += [outcome("a", 1_111, 0), *until(1_120, 1_130)]
+    run = Run(journal, range(len(journal)), reload)
+    assert [(one["id"], one["revision"], one["traceparent"]) for one in run.examples] == [("a", 0, TRACE), ("b", 0, None), ("a", 1, TRACE)]
+
+
+def test_rows_from_before_there_were_trace_contexts_are_read_as_without_any() -> None:
+    """
+    Where there is none, a row is to the last bit what it was, in the format of then: flags of four bytes.
+    """
+    then = [(name, "i4" if name == "flags" else kind) for name, kind in ANSWER.descr if name != "traceparent_bytes"]
+    run = Run([*both(1_000), *(answer(f"a{at}", 1_005, at, flags=at % 8) for at in range(20)), *both(1_010)])
+    (row,) = [row for name, row in run.rows.items() if name.startswith(b"w:")]
+    records = np.frombuffer(msgspec.msgpack.decode(row)[1], then)
+    assert records["flags"].tolist() == [at % 8 for at in range(20)]
+    for name in records.dtype.names or ():
+        assert np.array_equal(records[name], run.labeler._answers.records[name]), name
 
 
 def test_nothing_is_settled_before_its_horizon() -> None:

@@ -24,7 +24,7 @@ TICK = {**HEADER, "source": Source.TICK, "partition": 0, "offset": 100, "event_o
 TICK |= {"time": 100 * TICK_MS, "deployment": 1}
 OUTCOME = {**HEADER, "writer": Writer.FEATURE, "id": "i", "key": "k", "time": 5, "visible": 6, "label": 1, "origin": "o"}
 EVENT = {**HEADER, "source": Source.UPSTREAM, "partition": 5, "event_offset": -1, "writer": Writer.INTAKE, "id": "i", "key": "k"}
-EVENT |= {"time": 5, "visible": 6, "home": True, "body": b""}
+EVENT |= {"time": 5, "visible": 6, "home": True, "body": b"", "traceparent": None}
 RETRAIN = {**HEADER, "source": Source.OPERATORS, "partition": 0, "writer": Writer.OPERATOR, "id": "r", "trigger": "operator", "time": 5}
 RETRAIN |= {"who": "ops", "evidence": "{}"}
 KINDS = {"tick": ("journal", TICK), "outcome": ("journal", OUTCOME), "event": ("events", EVENT), "retrain": ("retrain", RETRAIN)}
@@ -50,6 +50,13 @@ def test_what_a_service_says_is_within_its_bounds(message: str) -> None:
     assert refused(message) == []
 
 
+def test_a_trace_context_as_we_write_it_is_within_bounds() -> None:
+    """
+    Sampled or not.
+    """
+    assert [refused("event", traceparent=f"00-{'a' * 32}-{'b' * 16}-{flags}") for flags in ("00", "01")] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("message", "fields", "reason"),
     [
@@ -66,6 +73,10 @@ def test_what_a_service_says_is_within_its_bounds(message: str) -> None:
         ("event", {"source": Source.UPSTREAM + 2}, "contract"),
         ("event", {"partition": 1 << 20}, "contract"),
         ("event", {"time": 2**62}, "bad_time"),
+        ("event", {"traceparent": ""}, "contract"),
+        ("event", {"traceparent": f"01-{'a' * 32}-{'b' * 16}-01"}, "contract"),
+        ("event", {"traceparent": f"00-{'a' * 32}-{'b' * 16}-03"}, "contract"),
+        ("event", {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01-more"}, "contract"),
         ("tick", {"offset": 101}, "bad_time"),
         ("tick", {"partition": 1}, "contract"),
         ("retrain", {"evidence": "[1]"}, "undecodable"),

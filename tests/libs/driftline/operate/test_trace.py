@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -63,8 +64,22 @@ async def test_an_event_is_found_on_every_topic_by_its_offset(place: Any):
     shown = StringIO()
     print_trace(trace, place.pipeline, Console(file=shown, width=200))
     assert f"{place.topics.events.name}[1]@1  from flights[0]@11" in shown.getvalue()
+    assert trace.trace_id is None
     assert f"{place.pipeline.layout.names[5]} = 5" in shown.getvalue()
     assert f"age of {place.pipeline.layout.views[0]} = 60 s" in shown.getvalue()
+
+
+async def test_the_id_of_the_trace_is_told_where_the_record_had_one(place: Any):
+    """
+    Beside the event's own.
+    """
+    traced = event(10, "one")
+    traced = replace(traced, columns=traced.columns | {"traceparent": Varlen.of([f"00-{'a' * 32}-{'b' * 16}-01"])})
+    await place.put(Writer.INTAKE, traced)
+    trace = await read_trace(place.addresses, place.pipeline, "one")
+    shown = StringIO()
+    print_trace(trace, place.pipeline, Console(file=shown, width=200))
+    assert shown.getvalue().splitlines()[0] == f"one  trace {'a' * 32}"
 
 
 async def test_an_event_whose_place_is_known_is_not_searched_for(place: Any):

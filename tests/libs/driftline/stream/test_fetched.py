@@ -92,6 +92,32 @@ def test_columns_hold_what_the_client_reads_by_itself(batches: list[list[Record]
         assert by_pieces(data, start, wanted) == singly(data, start)
 
 
+TRACES = st.sampled_from([b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-01", b"no", None])
+NAMED = st.tuples(st.sampled_from(["traceparent", "traceparent", "Traceparent", "tracestate"]), TRACES)
+
+
+@given(st.lists(st.lists(NAMED, max_size=3), min_size=1, max_size=40), st.booleans())
+def test_the_trace_context_is_taken_from_the_headers(told: list[list[tuple[str, bytes | None]]], compressed: bool):
+    """
+    The one header of that name, whatever stands beside it, where it is valid; by column as one by one.
+    """
+    data = batch_of([(1, b"k", b"v", headers) for headers in told], 0, int(compressed))
+    values = [[value for name, value in headers if name == "traceparent"] for headers in told]
+    expected = [one[0] if len(one) == 1 and one[0] is not None and one[0].startswith(b"00-a") else None for one in values]
+    polled = columns(list(fetched_by_column(data)))
+    assert (polled.traces is None) == (not any(expected))
+    if polled.traces is not None:
+        assert list(map(polled.traces.get, range(len(polled)))) == expected
+        assert polled.part(1, len(polled)).traces.tolist() == polled.traces.tolist()[1:]
+        assert [polled.trace_id(at) for at in range(len(polled))] == [one and "a" * 32 for one in expected]
+
+
+def fetched_by_column(data: bytes) -> fetcher.PartitionRecords:
+    records = fetched(data, 0, by_column)
+    records.wanted = 1_000
+    return records
+
+
 @given(RECORDS)
 def test_the_old_format_is_read_as_well(records: list[Record]):
     """

@@ -56,6 +56,25 @@ def test_a_batch_is_what_aiokafka_would_write(records: Given, chance):
     assert bytes(batches[0]._build()) == by_aiokafka([records[at] for at in order])
 
 
+@given(st.lists(st.tuples(st.binary(max_size=90), st.none() | st.binary(max_size=90)), min_size=1, max_size=50))
+def test_headers_are_written_where_there_are_some(records: list[tuple[bytes, bytes | None]]):
+    """
+    As aiokafka reads them; a record without has none.
+    """
+    headers = Varlen.optional([None if told is None else bytes([2, 2]) + b"h" + varint(len(told)) + told for _, told in records])
+    keys, values = columns([(b"k", value) for value, _ in records])
+    built = [bytes(batch._build()) for batch in packed(keys, values, np.arange(len(records)), TIME_MS, headers)]
+    found = [record for one in built for record in MemoryRecords(one).next_batch()]
+    assert [(record.value, record.headers) for record in found] == [
+        (value, [] if told is None else [("h", told)]) for value, told in records
+    ]
+
+
+def varint(n: int) -> bytes:
+    """Below 8,192, in zigzag code."""
+    return bytes([2 * n]) if n < 64 else bytes([2 * n & 0x7F | 0x80, 2 * n >> 7])
+
+
 def test_batches_are_cut_where_they_are_full(monkeypatch: pytest.MonkeyPatch):
     """
     None is larger than it may be, none is empty, and together they are all records once, in order.

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftline.stream.batch import Batch, Table, Varlen
-from driftline.stream.records import Polled, drop_seen, joined, lane_of
+from driftline.contracts.avro import Codec, frame, pack_strings
+from driftline.contracts.messages import schema
+from driftline.contracts.registry import MemoryRegistry
+from driftline.contracts.topics import Topics
+from driftline.stream.batch import Batch, Messages, Table, Varlen
+from driftline.stream.records import Decoder, Encoder, Polled, drop_seen, joined, lane_of
 
 Coordinates = list[tuple[int, int, int]]  # lane number, offset, index
 
@@ -87,6 +95,60 @@ def test_consecutive_batches_join_to_one():
     two = Batch(0, 2, 3, {"event": Table("event", np.array([2]), {"id": Varlen.of(["c"]), "n": np.array([3])})})
     table = joined([one, two]).tables["event"]
     assert (table.offsets.tolist(), table["id"].texts(), table["n"].tolist()) == ([0, 1, 2], ["a", "b", "c"], [1, 2, 3])
+
+
+def event(offset: int, **changed: Any) -> dict[str, Any]:
+    fields = {"source": 16, "partition": 0, "offset": offset, "index": 0, "event_offset": -1, "writer": 1, "id": "i", "key": "k"}
+    return fields | {"time": 5, "visible": 6, "home": True, "body": b"", **changed}
+
+
+def test_what_an_older_version_has_not_had_is_null_whatever_came_with_it():
+    """
+    So a trace context does not depend on where the log was cut into batches, across an upgrade.
+    """
+    registry, trace = MemoryRegistry(), f"00-{'a' * 32}-{'b' * 16}-01"
+    written = [(1, event(0)), (2, event(1, traceparent=trace)), (1, event(2)), (2, event(3, traceparent=None))]
+    values = []
+    for version, record in written:
+        published = schema("event", version)
+        values.append(frame(registry.register(f"v{version}", published)) + Codec(published).encode({k: [v] for k, v in record.items()})[0])
+    decoder = Decoder(Topics.of(SimpleNamespace(name="toy", retention_ms=1)).events, registry)
+    found = [
+        decoder.decode(0, Polled.of(range(first, end), [None] * (end - first), values[first:end], [10] * (end - first)))
+        for first, end in ((0, 4), (0, 2), (2, 4), (0, 1))
+    ]
+    assert [refused for _, refused in found] == [[]] * 4
+    told = [batch["event"]["traceparent"].optional_texts() for batch, _ in found]
+    assert told == [[None, trace, None, None], [None, trace], [None, None], [None]]
+
+
+def test_a_message_without_the_column_is_written_with_null():
+    """
+    Who makes messages without trace contexts need not know of them.
+    """
+    registry, topics = MemoryRegistry(), Topics.of(SimpleNamespace(name="toy", retention_ms=1))
+    encoder = Encoder({"events": topics.events}, registry, 1)
+    columns = {name: np.array([value]) for name, value in event(3).items() if isinstance(value, int)}
+    columns |= {"id": Varlen.of(["i"]), "key": Varlen.of(["k"]), "body": Varlen.of([b""]), "home": np.array([True])}
+    values = encoder.values(Messages("events", "event", None, columns, np.array([3])), 0)
+    batch, refused = Decoder(topics.events, registry).decode(0, Polled.of([0], [None], values.tolist(), [10]))
+    assert refused == []
+    assert batch["event"].records()[0]["traceparent"] is None
+
+
+def test_predictions_in_json_have_null_where_there_is_no_trace():
+    """
+    Not an empty text.
+    """
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    topics = Topics.of(SimpleNamespace(name="toy", retention_ms=1))
+    encoder = Encoder({"predictions": topics.predictions}, MemoryRegistry(), 3, frozenset({"predictions"}))
+    numbers = {name: np.array([1, 2]) for name in ("source", "partition", "offset", "index", "event_offset", "time")}
+    texts = {name: Varlen.of(["x", "y"]) for name in ("id", "key", "decision", "model", "arm")}
+    lists = {name: Varlen.of([pack_strings([])] * 2) for name in ("reasons", "flags")}
+    columns = {**numbers, **texts, **lists, "score": np.array([0.5, 0.25], np.float32), "traceparent": Varlen.optional([None, trace])}
+    told = [json.loads(value) for value in encoder.values(Messages("predictions", "prediction", None, columns, np.arange(2)), 0)]
+    assert [one["traceparent"] for one in told] == [None, trace]
 
 
 def test_the_anchor_is_the_last_record_below_the_next_offset():

@@ -193,10 +193,12 @@ def test_an_event_is_shown_with_where_it_lies_and_without_what_its_sender_sent(r
     """
     numbers = {"source": 16, "offset": 2, "index": 0, "event_offset": -1, "time": DAY, "visible": DAY}
     columns = {name: np.array([value], np.int64) for name, value in numbers.items()} | {"home": np.array([True])}
-    texts = {name: Varlen.of([value]) for name, value in {"id": "e-page", "key": "a-1", "body": "the-body"}.items()}
+    trace = f"00-{'a' * 32}-{'b' * 16}-00"
+    texts = {name: Varlen.of([value]) for name, value in {"id": "e-page", "key": "a-1", "body": "the-body", "traceparent": trace}.items()}
     running.send(Writer.INTAKE, Messages("events", "event", None, columns | texts, np.array([1]), to=1))
     page = logged_in(running, "viewer").get(f"/{running.pipeline.name}/events/e-page").text
     assert re.search(rf"<code>{running.topics.events.name}\[1\]@\d+</code>", page) and f"{running.pipeline.question.topic}[0]@2" in page
+    assert f"Trace <code>{'a' * 32}</code>" in page
     assert "1970-01-02 00:00:00" in page and "+0 ms" in page and "the-body" not in page
 
 
