@@ -158,7 +158,8 @@ class Replay(Merging):
         n = world.random.randrange(3, 10)
         self.records = [happenings.next() for _ in range(n)]
         last = max(record["visible"] for _, record in self.records)
-        ends = sorted({world.random.randrange(START_MS + 1_000, last + 1) // 50 * 50 for _ in range(world.random.randrange(3))})
+        between = range(START_MS + 1_000, max(START_MS + 1_000, last) + 1)
+        ends = sorted({world.random.choice(between) // 50 * 50 for _ in range(world.random.randrange(3))})
         self.untils = [*ends, last // 50 * 50 + 50 * world.random.randrange(1, 8)]
 
     def players(self) -> list[Player]:

@@ -9,7 +9,7 @@ tag, so they lie in one slot of a Redis Cluster.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -96,9 +96,13 @@ async def refuse_unsafe_store(url: str) -> None:
     """Raises Fatal unless the server keeps what it is given and lets us commit, Recoverable when it does not answer yet."""
     store = Store(url)
     try:
-        (told,) = await _may(store, "cannot ask for maxmemory-policy", ("CONFIG", "GET", "maxmemory-policy"))
-        # or else what a commit writes would be written all the same, by whoever was fenced as well
-        await _may(store, "a commit needs the rights of +@transaction", ("WATCH", LEDGER), ("MULTI",), ("EXEC",))
+        (told,) = await store.ask(("CONFIG", "GET", "maxmemory-policy"))
+    except Refused as error:
+        if "LOADING" in str(error):
+            raise
+        raise Fatal(f"DRIFTLINE_REDIS: cannot ask for maxmemory-policy: {error}") from error
+    else:
+        await _refuse_unfenced(store)
     finally:
         await store.close()
     policy = told[1].decode() if len(told) == 2 else "unknown"
@@ -106,14 +110,14 @@ async def refuse_unsafe_store(url: str) -> None:
         raise Fatal(f"DRIFTLINE_REDIS: maxmemory-policy is {policy}; set it to noeviction, for an evicted row is a wrong feature")
 
 
-async def _may(store: Store, needed: str, *commands: Command) -> list[Any]:
-    """The replies. Raises Fatal, naming what is needed, when the server refuses one of the commands."""
+async def _refuse_unfenced(store: Store) -> None:
+    """Raises Fatal for a user whose MULTI would be refused: what follows it would be written, fenced or not. Recoverable."""
     try:
-        return await store.ask(*commands)
+        await store.ask(("WATCH", LEDGER), ("MULTI",), ("EXEC",))
     except Refused as error:
-        if "LOADING" in str(error):
+        if "NOPERM" not in str(error):  # as from a server that cannot write to its disk now
             raise
-        raise Fatal(f"DRIFTLINE_REDIS: {needed}: {error}") from error
+        raise Fatal(f"DRIFTLINE_REDIS: a commit needs the rights of +@transaction: {error}") from error
 
 
 class RedisLedger:
