@@ -160,7 +160,10 @@ class Driver:
 async def _send(producer: AIOKafkaProducer, topic: str, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
     batch = producer.create_batch()
     for key, value in zip(keys, values, strict=True):
-        batch.append(timestamp=None, key=key, value=value)
+        if batch.append(timestamp=None, key=key, value=value) is None:  # full, as when the sender was kept waiting
+            await producer.send_batch(batch, topic, partition=0)
+            batch = producer.create_batch()
+            batch.append(timestamp=None, key=key, value=value)
     await producer.send_batch(batch, topic, partition=0)
 
 
