@@ -553,8 +553,11 @@ class IntakePart:
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
+    left = set(tasks)
+    while left:  # told again, where a client has swallowed it
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=1.0)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
