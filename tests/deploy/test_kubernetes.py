@@ -197,7 +197,7 @@ def ordered(value: Any) -> Any:
 
 # kubectl is a program of its own, of 60 MB and of no package registry that `make test` uses. Where it is missing, `built` alone knows what
 # the folders make, and the next test sees to it that they say nothing that `built` does not know.
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: a program of no package registry that we use")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_is_tested_is_what_kustomize_makes(folder: str) -> None:
     """

@@ -28,16 +28,13 @@ print(found.id, found.score, found.model)
 
 
 def program(name: str) -> str:
-    """
-    Where it is; skips the test where it is not.
-
-    kcat is a program of the system. openapi-python-client cannot be among our requirements: it asks for a typer older than ours. Where they
-    are missing, librdkafka's own consumer reads predictions in the other tests of the gateway, and schemathesis asks every operation
-    as the document says.
-    """
+    """Where it is; skips the test where it is not."""
     place = shutil.which(name)
+    # kcat is a program of the system, of no package registry that `make test` uses; openapi-python-client cannot be among our requirements,
+    # for it asks for a typer older than ours. Where they are missing, librdkafka's own consumer reads predictions in the other tests of
+    # the gateway, and schemathesis asks every operation as the document says.
     if place is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed, and cannot be by our requirements")
     return place
 
 

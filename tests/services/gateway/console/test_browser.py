@@ -117,7 +117,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     # A browser is a program of the system, of 300 MB, that no Python package brings. Where it is missing, test_pages.py gives
     # commands by the same forms and sees what became of them; what remains untested then is our script and the layout.
     if CHROMIUM is None or DRIVER is None:
-        pytest.skip("this needs chromium and chromedriver on the PATH")
+        pytest.skip("this needs chromium and chromedriver on the PATH, which no Python package brings")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("browser")
