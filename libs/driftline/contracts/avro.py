@@ -232,7 +232,7 @@ class Codec:
         self.flat = len(self._flats) == len(flats)
         self._codes = np.array([flat.code for flat in self._flats], np.int64)
         self._nulls = np.array([flat.null for flat in self._flats], np.int64)
-        self._groups = _groups(self._flats) if self.flat else []
+        self._groups = _groups(self._codes, self._nulls) if self.flat else []
         self._parsed = None if self.flat else fastavro.parse_schema(_plain_type(schema))
         if self.flat:
             _loops()
@@ -393,22 +393,15 @@ class _Group:
         return tuple(buffers), self.buffers, self.codes, self.nulls, cells[self.fields], stops[self.fields]
 
 
-def _groups(flats: Sequence[Flat]) -> list[_Group]:
-    sized = [place for place, flat in enumerate(flats) if flat.code >= BYTES]
-    cuts = [0, *sized[BUFFERS_MAX::BUFFERS_MAX], len(flats)]
-    return [_group(flats, slice(start, stop)) for start, stop in pairwise(cuts) if start < stop]
-
-
-def _group(flats: Sequence[Flat], fields: slice) -> _Group:
-    mine = flats[fields]
-    has_buffer = np.array([flat.code >= BYTES for flat in mine])
-    return _Group(
-        fields,
-        np.array([flat.code for flat in mine], np.int64),
-        np.array([flat.null for flat in mine], np.int64),
-        np.where(has_buffer, np.cumsum(has_buffer) - 1, 0),
-        (fields.start + np.flatnonzero(has_buffer)).tolist(),
-    )
+def _groups(codes: Ints, nulls: Ints) -> list[_Group]:
+    sized = np.flatnonzero(codes >= BYTES).tolist()
+    groups = []
+    for start, stop in pairwise([0, *sized[BUFFERS_MAX::BUFFERS_MAX], len(codes)]):
+        has_buffer = codes[start:stop] >= BYTES
+        buffers = np.where(has_buffer, np.cumsum(has_buffer) - 1, 0)
+        mine = [place for place in sized if start <= place < stop]
+        groups.append(_Group(slice(start, stop), codes[start:stop], nulls[start:stop], buffers, mine))
+    return groups
 
 
 def _lay(flat: Flat, given: Column, cells: Ints, stops: Ints) -> Octets:

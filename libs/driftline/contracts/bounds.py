@@ -107,9 +107,9 @@ class Bounds:
             yield Fault(table["time"] % self.tick_ms != 0, "bad_time", "its time is no multiple of the pipeline's tick")
         yield from _bodies(table)
         yield from _texts(table)
-        yield Fault(
-            traceparent.foreign(traceparent.column_of(table)), "contract", '"traceparent" is no trace context in the form that we write'
-        )
+        if traceparent.NAME in table.columns:
+            foreign = traceparent.foreign(traceparent.column_of(table))
+            yield Fault(foreign, "contract", '"traceparent" is no trace context in the form that we write')
         yield from _numbers(table)
 
     def _coordinates(self, table: Table, partition: int) -> Iterator[Fault]:

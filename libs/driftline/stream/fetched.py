@@ -108,8 +108,8 @@ def _read(
     trace_ends: Ints,
 ) -> tuple[int, int, int]:
     """
-    Find `n` records, offsets and times relative to those of the batch. How many there are, where the last one ends, and how many tell a
-    trace: fewer than `n` when the one after it is no record, or is in the wrong place.
+    Find `n` records, offsets and times relative to those of the batch. How many there are (fewer than `n` when the one after the last is no
+    record, or is in the wrong place), where the last one ends, and how many tell a trace.
     """
     last, traces = -1, 0
     for i in range(n):

@@ -210,28 +210,24 @@ async def test_a_copy_on_the_log_has_no_effect(bench: Bench):
     assert (expected(40), 0) == await bench.outcomes()
 
 
-class FencedOnce(MemoryLedger):
-    """Its first commit finds that another process has moved the ledger."""
+class FailsOnce(MemoryLedger):
+    """Its first commit ends with `fault`."""
 
-    fenced: ClassVar[set[str]] = set()
+    fault: Recoverable = Fenced("another process moved the ledger during the commit")
+    failed: ClassVar[set[str]] = set()
 
     async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
-        if self._prefix.decode() not in self.fenced:
-            self.fenced.add(self._prefix.decode())
-            raise Fenced("another process moved the ledger during the commit")
+        if self._prefix.decode() not in self.failed:
+            self.failed.add(self._prefix.decode())
+            raise self.fault
         await super().commit(entry, rows)
 
 
-class DeclinedOnce(MemoryLedger):
+class DeclinedOnce(FailsOnce):
     """The store is short of memory at its first commit."""
 
-    declined: ClassVar[set[str]] = set()
-
-    async def commit(self, entry: Entry, rows: Mapping[bytes, bytes | None]) -> None:
-        if self._prefix.decode() not in self.declined:
-            self.declined.add(self._prefix.decode())
-            raise Declined("the store answered: OOM command not allowed when used memory > 'maxmemory'.")
-        await super().commit(entry, rows)
+    fault = Declined("the store answered: OOM command not allowed when used memory > 'maxmemory'.")
+    failed: ClassVar[set[str]] = set()
 
 
 class DiesBeforeCommit(MemoryLedger):
@@ -414,7 +410,7 @@ async def test_a_commit_that_is_fenced_is_counted(bench: Bench):
     """
     So that somebody sees that two processes own one partition.
     """
-    bench.ledger_kind = FencedOnce
+    bench.ledger_kind = FailsOnce
     await bench.publish(30)
     await bench.run_until(30)
     labels = {"pipeline": bench.name, "service": "toy"}
