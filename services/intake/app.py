@@ -40,6 +40,7 @@ from driftline.stream.kafka import (
     Source,
     committed_metadata,
     describe,
+    let_go,
     letters_lately,
 )
 from driftline.stream.letterbox import Letterbox
@@ -243,7 +244,7 @@ class IntakePart:
             written = {"events": self._topics.events, "dead-letters": self._topics.dead_letters}
             encoder = await asyncio.to_thread(Encoder, written, self._registry, Writer.INTAKE)
             sink = Sink(self._settings.kafka, written, encoder, self._group)
-            stack.push_async_callback(sink.stop)
+            stack.push_async_callback(let_go, sink.stop)
             await sink.start()
             self._letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
             intake = await self._connect(stack)
@@ -274,12 +275,12 @@ class IntakePart:
         origins = [(stream.number, partition) for stream in streams for partition in range(self._partitions[stream.topic])]
         ticks, newest = [], {}
         self._ends = Ends(self._settings.kafka, committed_only=True)
-        stack.push_async_callback(self._ends.stop)
+        stack.push_async_callback(let_go, self._ends.stop)
         await self._ends.start()
         for origin in origins:
             topic = streams[origin[0]].topic
             source = Source(self._settings.kafka, topic, origin[1], group=self._group, committed_only=True)
-            stack.push_async_callback(source.stop)
+            stack.push_async_callback(let_go, source.stop)
             await source.start()
             upstream = Upstream(source, origin, topic, self._wake)
             offset, metadata = marks.get((topic, origin[1]), (None, ""))
@@ -336,7 +337,7 @@ class IntakePart:
         reader = LogReader(
             self._settings.kafka, topic, self._registry, wait_ms=500, set_aside=self._letterbox(stack), pipeline=self._pipeline
         )
-        stack.push_async_callback(reader.stop)
+        stack.push_async_callback(let_go, reader.stop)
         await reader.start()
         self._clock_records.clear()
         self._horizons, self._deployments = (reader, None) if self._settings.replay else (None, reader)
@@ -350,7 +351,7 @@ class IntakePart:
         letters = DeadLetters(self._pipeline.name, "intake", ClockSource.CLOCK, self._settings.dead_letters_max)
         kafka, clock = self._settings.kafka, self._clock
         publisher = Publisher(kafka, self._topics, self._registry, Writer.INTAKE, clock, client=f"{self._group}-letters")
-        stack.push_async_callback(publisher.stop)
+        stack.push_async_callback(let_go, publisher.stop)
         return Letterbox(letters, publisher, self._topics.clock, kafka, self._topics, clock).put
 
     async def _horizon(self, intake: Intake) -> Horizon | None:

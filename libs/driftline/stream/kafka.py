@@ -12,6 +12,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -36,6 +37,7 @@ ANSWER_S = 30.0  # the longest wait for an answer, where the client by itself mi
 DAY_MS = 86_400_000
 ACKS_S = 30.0  # the longest wait for acks: an idempotent producer can stall until it is thrown away (aiokafka 1017)
 GATHER_BYTES, GATHER_MS = 1 << 20, 50  # whoever gathers waits so long for so much, while there is something to read
+LET_GO_S = 5.0  # the longest wait for a client that is thrown away
 SILENCE_S = 15.0  # for so long a log may hold more without any of it arriving, before whoever reads it starts again
 
 
@@ -76,6 +78,20 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
         for fetching in consumer._fetcher._pending_tasks:
             fetching.cancel()
         await consumer._client.close()
+
+
+async def let_go(stop: Callable[[], Awaitable[None]], **where: Any) -> None:
+    """
+    Stop a client that is thrown away, in LET_GO_S at most: whatever is wrong with it is logged, and holds up nobody who goes on without it.
+    `where` says on the log which one it was.
+    """
+    try:
+        await asyncio.wait_for(stop(), LET_GO_S)
+    except asyncio.CancelledError:
+        if cancelled():
+            raise
+    except Exception as error:  # whatever is wrong with it
+        log.warning("closing", **where, because=repr(error))
 
 
 class Source:

@@ -38,7 +38,7 @@ from driftline.logs import log
 from driftline.metrics import Series, distribution, metric
 from driftline.stream.batch import Batch, Core, Effects, Refused, Rows, sifted
 from driftline.stream.dead_letters import DeadLetters
-from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, cancelled
+from driftline.stream.kafka import SILENCE_S, Cluster, Sink, Source, let_go
 from driftline.stream.ledger import Declined, Entry, Fenced, Ledger
 from driftline.stream.records import Coordinate, Decoder, Lane, Polled, drop_seen
 from driftline.stream.tracing import Tracing
@@ -492,13 +492,7 @@ class _Session:
         """Let go of everything; what was not acked is forgotten."""
         self._operator.turns.suspect(self, False)
         for stop in (self._source.stop, self._sink.stop, *([self._ledger.close] if self._ledger else [])):
-            try:
-                await asyncio.wait_for(stop(), 5)
-            except asyncio.CancelledError:
-                if cancelled():
-                    raise
-            except Exception as error:  # whatever is wrong with a client that is thrown away anyway
-                log.warning("closing", service=self._operator.service, partition=self._partition, because=repr(error))
+            await let_go(stop, service=self._operator.service, partition=self._partition)
 
 
 def commits_of(operator: Operator) -> dict[str, Series]:

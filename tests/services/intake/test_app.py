@@ -544,6 +544,28 @@ async def test_partitions_that_an_upstream_topic_is_given_are_read_without_a_res
         await until(lambda: has(upstream, {"p0", "p1"}))
 
 
+async def test_a_client_that_does_not_close_holds_up_nobody(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    The next session begins without it, and a drain ends.
+    """
+    monkeypatch.setattr(app, "COUNT_EVERY_S", 0.5)
+    monkeypatch.setattr(client, "LET_GO_S", 0.2)
+    closing = app.Source.stop
+
+    async def never(source: app.Source) -> None:
+        await closing(source)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(app.Source, "stop", never)
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+        await grow(upstream, upstream.payments, 3)
+        await asyncio.sleep(1.0)
+        await upstream.put(upstream.payments, 2, payment(1, now_ms()))
+        await until(lambda: has(upstream, {"p0", "p1"}))
+
+
 async def test_a_log_that_was_given_partitions_is_refused(upstream: Upstream):
     """
     The same key would be in two partitions: what is folded for it would be half of the truth.
