@@ -81,15 +81,15 @@ def _read_headers(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, 
         return end + 1, trace, trace_end
     for _ in range(count):
         name_bytes, name = _varint(data, at, end)
-        if name_bytes < 0:
+        if not 0 <= name_bytes <= end - name:
             return end + 1, trace, trace_end
         value_bytes, at = _varint(data, name + name_bytes, end)
-        if value_bytes >= 0 and at + value_bytes <= end and _tells_trace(data, name, name + name_bytes):
+        if value_bytes > end - at:
+            return end + 1, trace, trace_end
+        if _tells_trace(data, name, name + name_bytes):
             told += 1
-            trace, trace_end = (at, at + value_bytes) if told == 1 else (-1, 0)
+            trace, trace_end = (at, at + value_bytes) if told == 1 and value_bytes >= 0 else (-1, 0)
         at += max(value_bytes, 0)
-        if at > end:
-            break
     return at, trace, trace_end
 
 
@@ -114,9 +114,9 @@ def _read(
     last, traces = -1, 0
     for i in range(n):
         size, body = _varint(data, at, len(data))
-        end = body + size
-        if size < 0 or body > len(data) or end > len(data):
+        if not 0 <= size <= len(data) - body:  # lengths are compared with what is left: a sum might go round
             return i, at, traces
+        end = body + size
         _, place = _varint(data, body, end)  # attributes, of which there are none; the client takes them for a varint too
         times[i], place = _varint(data, place, end)
         offsets[i], place = _varint(data, place, end)
@@ -124,19 +124,19 @@ def _read(
             return i, at, traces
         last = offsets[i]
         key_bytes, place = _varint(data, place, end)
+        if key_bytes > end - place:
+            return i, at, traces
         key_starts[i], key_ends[i] = (place, place + key_bytes) if key_bytes >= 0 else (-1, 0)
         place += max(key_bytes, 0)
-        if place > end:
-            return i, at, traces
         value_bytes, place = _varint(data, place, end)
+        if value_bytes > end - place:
+            return i, at, traces
         value_starts[i], value_ends[i] = (place, place + value_bytes) if value_bytes >= 0 else (-1, 0)
         place += max(value_bytes, 0)
         trace_starts[i] = -1
         if place + 1 == end and data[place] == 0:  # no headers
             at = end
             continue
-        if place > end:
-            return i, at, traces
         headers_end, trace_starts[i], trace_ends[i] = _read_headers(data, place, end)
         if headers_end != end:
             return i, at, traces

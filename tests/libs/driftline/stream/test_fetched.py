@@ -15,7 +15,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from driftline.stream.fetched import HEADER, Piece, by_column, columns
@@ -92,11 +92,13 @@ def test_columns_hold_what_the_client_reads_by_itself(batches: list[list[Record]
         assert by_pieces(data, start, wanted) == singly(data, start)
 
 
-TRACES = st.sampled_from([b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-01", b"no", None])
+VALID = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+TRACES = st.sampled_from([VALID, b"00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-01", b"no", None])
 NAMED = st.tuples(st.sampled_from(["traceparent", "traceparent", "Traceparent", "tracestate"]), TRACES)
 
 
 @given(st.lists(st.lists(NAMED, max_size=3), min_size=1, max_size=40), st.booleans())
+@example(told=[[]] * 15 + [[("traceparent", None), ("traceparent", VALID)]], compressed=False)
 def test_the_trace_context_is_taken_from_the_headers(told: list[list[tuple[str, bytes | None]]], compressed: bool):
     """
     The one header of that name, whatever stands beside it, where it is valid; by column as one by one.
@@ -161,6 +163,18 @@ def test_damaged_records_are_an_error_and_nothing_is_read_outside(records: list[
     else:
         with pytest.raises(CorruptRecordException):
             by_pieces(damaged)
+
+
+@pytest.mark.parametrize("told", ["key", "value", "hname", "hvalue"])
+def test_a_length_beyond_all_bounds_is_an_error(told: str):
+    """
+    2**63 - 1, which added to where it stands goes round to below 0.
+    """
+    whole = bytearray(batch_of([(1, b"key" * 9, b"value" * 9, [("hname" * 9, b"hvalue" * 9)])] * 50, 0))
+    length = whole.index(told.encode() * 9) - 1
+    whole[length : length + 10] = b"\xfe" + b"\xff" * 8 + b"\x01"
+    with pytest.raises(CorruptRecordException):
+        by_pieces(_checked(bytes(whole)))
 
 
 def test_a_wrong_checksum_is_an_error():
