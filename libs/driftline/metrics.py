@@ -66,6 +66,8 @@ class Instrument(Protocol):
 
     def labels(self, **labels: object) -> Series: ...
 
+    def remove(self, *labels: object) -> None: ...
+
     def clear(self) -> None: ...
 
 
@@ -320,6 +322,13 @@ def metric(name: str) -> Instrument:
         return cast(Instrument, Histogram(name, declared.meaning, declared.labels, buckets=declared.buckets))
     kind = Counter if declared.kind == "counter" else Gauge
     return cast(Instrument, kind(name, declared.meaning, declared.labels))
+
+
+def forget(**where: str) -> None:
+    """Tell no more what gauges told of a partition that is another process's now: they would go on claiming what they last saw."""
+    for declared in METRICS:
+        if declared.kind == "gauge" and "partition" in declared.labels and set(declared.labels) <= where.keys():
+            metric(declared.name).remove(*(where[name] for name in declared.labels))
 
 
 def page() -> str:

@@ -36,7 +36,7 @@ def built(folder: Path) -> list[dict[str, Any]]:
 
 
 def merged(base: Any, patch: Any, key: str = "") -> Any:
-    """A strategic merge: objects by field, known lists by their merge key, everything else replaced; null removes."""
+    """A strategic merge: objects by field, known lists by their merge key, everything else replaced; null or `$patch: delete` removes."""
     if isinstance(base, dict) and isinstance(patch, dict):
         both = {name: merged(base.get(name), value, name) for name, value in patch.items() if value is not None}
         return {name: value for name, value in base.items() if name not in patch} | both
@@ -44,7 +44,10 @@ def merged(base: Any, patch: Any, key: str = "") -> Any:
         by = MERGE_KEYS[key]
         found = {one[by]: one for one in base}
         for one in patch:
-            found[one[by]] = merged(found.get(one[by], {}), one)
+            if one.get("$patch") == "delete":
+                del found[one[by]]
+            else:
+                found[one[by]] = merged(found.get(one[by], {}), one)
         return list(found.values())
     return patch
 

@@ -12,22 +12,26 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import yaml
-from described import IMAGE, ROOT, settings_of, templates
+from described import IMAGE, ROOT, scheduled, settings_of, templates
 from kustomized import built, merged
 
 from driftline.cli import SERVICES
+from driftline.contracts.topics import Topics
 from driftline.operate.rebuild import STATEFUL
+from driftline.pipeline import load_pipeline
 from driftline.stream.operators import WorkerSettings
 
 FOLDERS = ("base", "overlays/laptop", "overlays/production", "jobs/topics", "jobs/rebuild")
 SCHEMA = json.loads((ROOT / "tests/deploy/schemas/kubernetes-1.34.json").read_text())["$defs"]
+SCHEMA["ScaledObject"] = json.loads((ROOT / "tests/deploy/schemas/keda-2.17.json").read_text())
 KINDS = {
     ("/".join(filter(None, (kind["group"], kind["version"]))), kind["kind"]): name
     for name, schema in SCHEMA.items()
     for kind in schema.get("x-kubernetes-group-version-kind", [])
-}
+} | {("keda.sh/v1alpha1", "ScaledObject"): "ScaledObject"}
 PORTS = {"kafka": 9092, "redis": 6379, "registry": 8081}
 ALONE = {"intake", "drift", "trainer"}
+READS = {"feature": "events", "inference": "features", "labeler": "journal"}  # of those that may run more than once, by kind of topic
 Objects = Sequence[Mapping[str, Any]]
 
 
@@ -66,7 +70,7 @@ def unrestricted(pod: Mapping[str, Any]) -> list[str]:
 
 
 def shares(one: Mapping[str, Any]) -> list[str]:
-    """Whether a workload's replicas share its partitions as the code does: by number and count, or not at all."""
+    """Whether a workload's replicas share its partitions as the code does: by number and count, by a group, or not at all."""
     name, replicas = one["metadata"]["name"], one["spec"].get("replicas")
     if name not in SERVICES:
         return []
@@ -75,7 +79,9 @@ def shares(one: Mapping[str, Any]) -> list[str]:
         return [f"{name} runs more than once"]
     owns = issubclass(settings_of(name), WorkerSettings) and name not in ALONE
     if not owns:
-        return [f"{name} owns no partitions"] if "DRIFTLINE_REPLICA" in told else []
+        return [f"{name} owns no partitions"] if {"DRIFTLINE_REPLICA", "DRIFTLINE_MEMBERSHIP"} & set(told) else []
+    if told.get("DRIFTLINE_MEMBERSHIP", {}).get("value") == "group":
+        return [f"{name} is told twice whose its partitions are"] if {"DRIFTLINE_REPLICA", "DRIFTLINE_REPLICAS"} & set(told) else []
     number = told.get("DRIFTLINE_REPLICA", {}).get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
     if one["kind"] != "StatefulSet" or number != "metadata.labels['apps.kubernetes.io/pod-index']":
         return [f"{name} does not know which partitions are its own"]
@@ -103,6 +109,37 @@ def test_every_pod_is_restricted_and_every_service_shares_its_partitions_rightly
     assert [f"{one['metadata']['name']}: {words}" for one, pod in pods for words in unrestricted(pod["spec"]) + shares(one)] == []
 
 
+def unscaled(scaled: Mapping[str, Any], objects: Objects) -> list[str]:
+    """What of a ScaledObject does not fit: the workload that it scales, the group and the topic of the code, or the count of partitions."""
+    name, spec = scaled["metadata"]["name"], scaled["spec"]
+    of = spec["scaleTargetRef"]
+    kind = of.get("kind", "Deployment")
+    target = next((one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, of["name"])), None)
+    if target is None:
+        return [f"there is no {kind} {of['name']}"]
+    told = {one["name"]: one.get("value") for one in target["spec"]["template"]["spec"]["containers"][0].get("env", [])}
+    pipeline = load_pipeline("flights")
+    (asked,) = (trigger["metadata"] for trigger in spec["triggers"])
+    kafka = next(one["data"]["DRIFTLINE_KAFKA"] for one in objects if one["kind"] == "ConfigMap")
+    topic = getattr(Topics.of(pipeline), READS[of["name"]]).name
+    expected = {"consumerGroup": f"{pipeline.name}-{of['name']}", "topic": topic, "bootstrapServers": kafka}
+    expected |= {"offsetResetPolicy": "earliest", "allowIdleConsumers": "false"}
+    found = [f"{name} asks for {field} {asked.get(field)}, not {value}" for field, value in expected.items() if asked.get(field) != value]
+    if "replicas" in target["spec"]:
+        found.append(f"{name} has its count from two places")
+    if told.get("DRIFTLINE_MEMBERSHIP") != "group":
+        found.append(f"{name} scales processes that do not share out partitions")
+    if spec["maxReplicaCount"] != partitions():
+        found.append(f"{name} goes up to {spec['maxReplicaCount']}, and there are {partitions()} partitions")
+    return found
+
+
+def partitions() -> int:
+    """How many partitions the topics are made with."""
+    (started,) = scheduled("jobs/topics")
+    return int(started.command[started.command.index("--partitions") + 1])
+
+
 def workload(name: str, folder: str = "overlays/production") -> dict[str, Any]:
     (found,) = (one for one, _ in templates(built(ROOT / "k8s" / folder)) if one["metadata"]["name"] == name)
     return copy.deepcopy(found)
@@ -122,9 +159,47 @@ def test_a_manifest_that_breaks_a_rule_is_told() -> None:
     assert unrestricted(merged(pod, {"containers": [{"name": "driftline", "image": "driftline-serve"}]})) == ["names no version"]
     assert unrestricted(merged(pod, {"containers": [{"name": "driftline", "resources": {"limits": {"memory": None}}}]})) == ["has no limit"]
     assert unrestricted(merged(pod, {"volumes": [{"name": "cache", "emptyDir": {}}]})) == ["cache is mounted nowhere"]
-    assert shares(merged(workload("feature"), {"spec": {"replicas": 4}})) == ["feature has 4 replicas and is told of 3"]
-    assert shares(workload("feature") | {"kind": "Deployment"}) == ["feature does not know which partitions are its own"]
+    ordinal = workload("feature", "overlays/laptop")
+    assert shares(merged(ordinal, {"spec": {"replicas": 4}})) == ["feature has 4 replicas and is told of 1"]
+    assert shares(ordinal | {"kind": "Deployment"}) == ["feature does not know which partitions are its own"]
+    group = {"containers": [{"name": "driftline", "env": [{"name": "DRIFTLINE_MEMBERSHIP", "value": "group"}]}]}
+    twice = merged(ordinal, {"spec": {"template": {"spec": group}}})
+    assert shares(twice) == ["feature is told twice whose its partitions are"]
+    assert shares(merged(workload("gateway"), {"spec": {"template": {"spec": group}}})) == ["gateway owns no partitions"]
     assert shares(merged(workload("intake"), {"spec": {"replicas": 2}})) == ["intake runs more than once"]
+
+
+def test_who_may_run_more_than_once_scales_on_lag_up_to_the_count_of_partitions() -> None:
+    """
+    In production: each by the group that holds its offsets, and only because it shares out partitions by another.
+    """
+    objects = built(ROOT / "k8s/overlays/production")
+    scaled = {one["metadata"]["name"]: one for one in objects if one["kind"] == "ScaledObject"}
+    assert set(scaled) == set(READS)
+    assert [words for one in scaled.values() for words in unscaled(one, objects)] == []
+    assert [one for one in built(ROOT / "k8s/overlays/laptop") if one["kind"] == "ScaledObject"] == []
+
+
+def test_a_scaled_object_that_does_not_fit_is_told() -> None:
+    """
+    Each check is fed what it must refuse: a field that KEDA does not know, a value that is no string, another group, too many processes.
+    """
+    objects = built(ROOT / "k8s/overlays/production")
+    (scaled,) = (one for one in objects if (one["kind"], one["metadata"]["name"]) == ("ScaledObject", "feature"))
+    assert "cooldown" in misfits(merged(scaled, {"spec": {"cooldown": 300}}))[0]
+    (trigger,) = scaled["spec"]["triggers"]
+    unquoted = {"triggers": [trigger | {"metadata": trigger["metadata"] | {"allowIdleConsumers": False}}]}
+    assert "allowIdleConsumers" in misfits(merged(scaled, {"spec": unquoted}))[0]
+    members = {"triggers": [trigger | {"metadata": trigger["metadata"] | {"consumerGroup": "flights-feature-members"}}]}
+    assert unscaled(merged(scaled, {"spec": members}), objects) == [
+        "feature asks for consumerGroup flights-feature-members, not flights-feature"
+    ]
+    assert unscaled(merged(scaled, {"spec": {"maxReplicaCount": 13}}), objects) == ["feature goes up to 13, and there are 12 partitions"]
+    assert unscaled(merged(scaled, {"spec": {"scaleTargetRef": {"kind": "Deployment"}}}), objects) == ["there is no Deployment feature"]
+    counted = [merged(one, {"spec": {"replicas": 3}}) if one["kind"] == "StatefulSet" else one for one in objects]
+    assert unscaled(scaled, counted) == ["feature has its count from two places"]
+    by_ordinal = [workload("feature", "overlays/laptop"), *(one for one in objects if one["kind"] == "ConfigMap")]
+    assert "feature scales processes that do not share out partitions" in unscaled(scaled, by_ordinal)
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -501,6 +501,7 @@ def settings(**more: Any) -> SimpleNamespace:
         registry="",
         kafka="simulated",
         redis="simulated",
+        membership="ordinal",
         replica=0,
         replicas=1,
         dead_letters_max=1_000,

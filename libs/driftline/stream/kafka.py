@@ -1,8 +1,9 @@
 """
-The only import of aiokafka on the data plane: a source of one partition, a sink, a reader of whole topics, topics made.
+What the data plane asks of aiokafka: a source of one partition, a sink, a reader of whole topics, topics made. (`connect` starts its
+clients, `membership` lets a group share out partitions.)
 
-Every partition has a consumer and a producer of its own, so that what one partition throws away costs no other. Partitions
-are fixed by ordinal, not shared out by a group (docs/decisions/0001): the group's name serves the committed offsets alone.
+Every partition has a consumer and a producer of its own, so that what one partition throws away costs no other, and stands where it was
+put: the group's name serves the committed offsets alone, and this group has no members (docs/decisions/0001 and 0020).
 """
 
 from __future__ import annotations

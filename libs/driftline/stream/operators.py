@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -17,11 +17,13 @@ from driftline.contracts.registry import Registry
 from driftline.contracts.topics import Topic, Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
+from driftline.metrics import forget
 from driftline.pipeline import Pipeline
 from driftline.stream.batch import Batch, Core, Effects
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import Cluster, LogReader, SetAside, Sink, Source, describe, letters_lately
 from driftline.stream.ledger import RedisLedger, refuse_unsafe_store
+from driftline.stream.membership import Member, Shares
 from driftline.stream.process import Ops
 from driftline.stream.records import Decoder, Encoder
 from driftline.stream.store import Store
@@ -37,7 +39,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     registry: str
     kafka: str = "127.0.0.1:9092"
     redis: str = "redis://127.0.0.1:6379/0"
-    replica: int = 0  # this process is number `replica` of `replicas`: it owns the partitions p with p % replicas == replica
+    membership: Literal["ordinal", "group"] = "ordinal"  # who says which partitions are this process's
+    replica: int = 0  # by ordinal, it is number `replica` of `replicas`: it owns the partitions p with p % replicas == replica
     replicas: int = 1
     records_max: int = 4_000
     dead_letters_max: int = 10_000
@@ -46,6 +49,11 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     run_dir: str = ""
 
     def __post_init__(self) -> None:
+        if self.membership == "group" and (self.replica, self.replicas) != (0, 1):
+            raise ValueError(
+                "DRIFTLINE_MEMBERSHIP is group, which shares out partitions by itself, and DRIFTLINE_REPLICA or DRIFTLINE_REPLICAS is set: "
+                "leave both out, or set DRIFTLINE_MEMBERSHIP to ordinal"
+            )
         if not 0 <= self.replica < self.replicas:
             raise ValueError(
                 f"DRIFTLINE_REPLICA is {self.replica}; it must be from 0 to DRIFTLINE_REPLICAS - 1, which is {self.replicas - 1}"
@@ -74,7 +82,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
 
 
 def group_of(wiring: Wiring, pipeline: Pipeline) -> str:
-    """The group that names an operator's offsets and its rows."""
+    """The group that names an operator's offsets and its rows. It has no members: those of `group_of(...)-members` share out partitions."""
     return f"{pipeline.name}-{wiring.service}"
 
 
@@ -107,7 +115,8 @@ class Operators:
         self._registry = registry
         self._clock = clock
         self._tracing = tracing_of(wiring.service, pipeline.name)
-        self._workers: list[Worker] | None = None  # None until it is known which partitions there are
+        self._shares: Shares | None = None
+        self._member: Member | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -119,20 +128,30 @@ class Operators:
             except Recoverable as fault:
                 log.warning("not started yet", service=self._wiring.service, because=str(fault))
                 await asyncio.sleep(0.5)
-        if operator is None:
+        if operator is None or self._stopping.is_set():
             return
-        partitions = operator.cluster.partitions[self._wiring.reads.name]
-        owned = range(self._settings.replica, partitions, self._settings.replicas)
-        self._workers = [Worker(operator, partition, self._clock) for partition in owned]
-        if not self._workers:  # a topic of fewer partitions than there are processes
-            await self._stopping.wait()
-        if self._stopping.is_set():
-            return
-        async with asyncio.TaskGroup() as group:
-            for worker in self._workers:
-                group.create_task(worker.run())
+        async with asyncio.TaskGroup() as tasks:
+            await self._share(operator, tasks)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+    async def _share(self, operator: Operator, tasks: asyncio.TaskGroup) -> None:
+        """Begin this process's partitions; return when no more will come."""
+        settings, topic = self._settings, operator.topic
+        where = {"pipeline": operator.pipeline, "service": operator.service, "topic": topic}
+        self._shares = Shares(
+            tasks,
+            lambda partition: Worker(operator, partition, self._clock),
+            lambda partition: forget(**where, partition=str(partition)),
+        )
+        if settings.membership == "group":
+            self._member = Member(settings.kafka, topic, f"{operator.group}-members", self._shares.held, self._clock)
+            await self._member.run(self._shares.hold)
+            return
+        owned = frozenset(range(settings.replica, operator.cluster.partitions[topic], settings.replicas))
+        await self._shares.hold(owned)
+        if not owned:  # a topic of fewer partitions than there are processes
+            await self._stopping.wait()
 
     async def _prepared(self) -> Operator:
         if self._wiring.row_format is not None:
@@ -172,13 +191,22 @@ class Operators:
     def stop(self) -> None:
         """Finish the batches in hand, then leave."""
         self._stopping.set()
-        for worker in self._workers or ():
-            worker.stop()
+        if self._shares is not None:
+            self._shares.stop()
+        if self._member is not None:
+            self._member.stop()
+
+    @property
+    def _workers(self) -> Sequence[Worker] | None:
+        """None until it is known which partitions there are."""
+        held = None if self._shares is None else self._shares.workers
+        return None if held is None else list(held.values())
 
     @property
     def ready(self) -> bool:
-        """Every partition that may go on has been acquired."""
-        return self._workers is not None and all(worker.ready or worker.refused for worker in self._workers)
+        """Every partition that may go on has been acquired; where there is none, it is known that there is none."""
+        workers = self._workers
+        return workers is not None and all(worker.ready or worker.refused for worker in workers)
 
     @property
     def refused(self) -> str:

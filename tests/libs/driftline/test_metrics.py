@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from driftline.metrics import CATALOGUE, METRICS, Column, Distribution, Metric, distribution, metric, page
+from driftline.metrics import CATALOGUE, METRICS, Column, Distribution, Metric, distribution, forget, metric, page
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for folder in ("libs", "services") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -47,6 +47,25 @@ def test_no_label_can_grow_without_bound():
     Keys, ids and digests are for logs and topics.
     """
     assert {label for one in METRICS for label in one.labels} & {"key", "id", "digest", "event", "offset"} == set()
+
+
+def test_a_partition_that_is_anothers_is_told_of_no_more():
+    """
+    Its gauges alone go: counters have counted what they have counted, and other partitions and services are still ours.
+    """
+    where = {"pipeline": "forgetting", "service": "labeler", "topic": "forgetting-journal"}
+    for partition in ("0", "1"):
+        metric("driftline_lag_messages").labels(**where, partition=partition).set(5)
+        metric("driftline_labels_waiting").labels(pipeline="forgetting", partition=partition).set(7)
+    metric("driftline_lag_messages").labels(**{**where, "service": "drift-journal"}, partition="0").set(9)
+    metric("driftline_messages_read_total").labels(**where).inc()
+    forget(**where, partition="0")
+    told = [line for line in generate_latest().decode().splitlines() if "forgetting" in line]
+    assert sorted(line for line in told if 'partition="0"' in line) == [
+        'driftline_lag_messages{partition="0",pipeline="forgetting",service="drift-journal",topic="forgetting-journal"} 9.0'
+    ]
+    assert len([line for line in told if 'partition="1"' in line]) == 2
+    assert len(told) == 4
 
 
 def labels_used() -> list[tuple[str, str, set[str] | None]]:

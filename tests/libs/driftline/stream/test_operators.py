@@ -1,4 +1,4 @@
-"""Processes as they come up: servers that are not there yet, and more processes than partitions."""
+"""Processes as they come up: settings, servers that are not there yet, and more processes than partitions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from driftline.clock import SystemClock
 from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
+from driftline.settings import read
 from driftline.stream.kafka import ensure_topics
+from driftline.stream.membership import Member
 from driftline.stream.operators import Follower, Operators, Wiring, WorkerSettings
 
 NOWHERE = "127.0.0.1:1"
@@ -44,6 +48,57 @@ async def test_a_process_that_owns_no_partition_is_ready_and_stays(kafka: str, r
     assert not task.done()
     part.stop()
     await asyncio.wait_for(task, 5)
+
+
+async def test_a_member_that_the_group_gives_no_partition_is_ready_and_stays(kafka: str, redis_url: str) -> None:
+    """
+    The group has one partition, and it is another's.
+    """
+    name = f"o{uuid4().hex[:8]}"
+    topics = Topics.of(SimpleNamespace(name=name, retention_ms=86_400_000))
+    await ensure_topics(kafka, topics, 2)
+    held: set[int] = set()
+
+    async def hold(partitions: Any) -> None:
+        held.clear()
+        held.update(partitions)
+
+    first = Member(kafka, topics.summaries.name, f"{name}-toy-members", lambda: held, SystemClock())
+    holding = asyncio.create_task(first.run(hold))
+    while held != {0}:
+        assert not holding.done()
+        await asyncio.sleep(0.05)
+    part = operators(kafka, topics, name, redis=redis_url, membership="group")
+    task = asyncio.create_task(part.run())
+    while not part.ready:
+        assert not task.done()
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    part.stop()
+    await asyncio.wait_for(task, 20)
+    first.stop()
+    await asyncio.wait_for(holding, 20)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"DRIFTLINE_MEMBERSHIP": "groups"}, "DRIFTLINE_MEMBERSHIP is wrong"),
+        ({"DRIFTLINE_MEMBERSHIP": "group", "DRIFTLINE_REPLICAS": "3"}, "DRIFTLINE_MEMBERSHIP is group.*DRIFTLINE_REPLICAS is set"),
+        (
+            {"DRIFTLINE_MEMBERSHIP": "group", "DRIFTLINE_REPLICA": "1", "DRIFTLINE_REPLICAS": "3"},
+            "DRIFTLINE_MEMBERSHIP is group.*DRIFTLINE_REPLICA or",
+        ),
+        ({"DRIFTLINE_REPLICA": "1"}, "DRIFTLINE_REPLICA is 1; it must be from 0 to DRIFTLINE_REPLICAS - 1"),
+    ],
+)
+def test_settings_that_do_not_say_whose_the_partitions_are_are_refused(changed: dict[str, str], words: str) -> None:
+    """
+    A process that shares them out in two ways would leave some to nobody.
+    """
+    with pytest.raises(Fatal, match=words):
+        read(WorkerSettings, {"DRIFTLINE_PIPELINE": "toy", "DRIFTLINE_REGISTRY": "http://127.0.0.1:1", **changed})
 
 
 async def test_servers_that_are_not_there_yet_are_waited_for() -> None:
