@@ -85,10 +85,11 @@ class Upstream:
     async def put(self, topic: str, partition: int, *values: bytes | None) -> None:
         """Append as an application would, one after the other."""
         producer = AIOKafkaProducer(bootstrap_servers=self.kafka, max_request_size=8 << 20, enable_idempotence=True)
-        await producer.start()
-        for value in values:
-            await producer.send_and_wait(topic, value, key=b"any", partition=partition)
-        await producer.stop()
+        async with asyncio.timeout(60):  # an idempotent one may wait for its epoch for ever (aiokafka's issue 1017)
+            await producer.start()
+            for value in values:
+                await producer.send_and_wait(topic, value, key=b"any", partition=partition)
+            await producer.stop()
 
     async def publish(self, writer: Writer, *messages: Messages) -> None:
         publisher = Publisher(self.kafka, self.topics, self.registry, writer)
