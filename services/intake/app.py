@@ -60,6 +60,7 @@ IDLE_POLL_MS = 1_000
 PARSED_AT_ONCE_MAX = 200  # records: a millisecond or two, which a thread would not be worth
 MARK_EVERY_S = 0.1  # how often offsets are committed at most
 TELL_EVERY_S = 1.0  # how often the metrics hear how far sources are behind
+ROUND_EVERY_S = 0.01  # how often the ends are asked for at most, live: what comes between goes on together (docs/decisions/0021)
 COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
 PII_KEY_BYTES = 32
 
@@ -209,6 +210,7 @@ class IntakePart:
         self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
         self._marked_at = 0.0
         self._told_at = 0.0
+        self._round_at = 0.0
         self._tracing = tracing_of("intake", pipeline.name)
         self.ready = False
 
@@ -249,6 +251,8 @@ class IntakePart:
             self._letters.begin(await letters_lately(self._settings.kafka, self._topics, self._clock))
             intake = await self._connect(stack)
             pumps = [asyncio.create_task(upstream.pump()) for upstream in self._upstreams.values()]
+            if self._deployments is not None:
+                pumps.append(asyncio.create_task(self._heed(self._deployments)))
             stack.push_async_callback(_cancel, pumps)
             stack.push_async_callback(self._stop_counting)
             self._tell_ready(True)
@@ -335,7 +339,7 @@ class IntakePart:
         """In a replay follow the clock; live follow the deployments, of which the newest is in force."""
         topic: Topic = self._topics.clock if self._settings.replay else self._topics.deployments
         reader = LogReader(
-            self._settings.kafka, topic, self._registry, wait_ms=500, set_aside=self._letterbox(stack), pipeline=self._pipeline
+            self._settings.kafka, topic, self._registry, wait_ms=IDLE_POLL_MS, set_aside=self._letterbox(stack), pipeline=self._pipeline
         )
         stack.push_async_callback(let_go, reader.stop)
         await reader.start()
@@ -388,19 +392,23 @@ class IntakePart:
         due_s = (tick_ms - self._clock.now_ms() % tick_ms) / 1000
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), min(due_s, 1.0))
+        await asyncio.sleep(self._round_at + ROUND_EVERY_S - self._clock.monotonic_s())
+        self._round_at = self._clock.monotonic_s()
         self._wake.clear()
         now_ms, known = self._clock.now_ms(), {origin: upstream.known for origin, upstream in self._upstreams.items()}
         if self._ends is None:
             raise Fatal("nobody can be asked for the ends of the sources")
         asked = await self._ends.now([(upstream.topic, upstream.origin[1]) for upstream in self._upstreams.values()])
         ends = dict(zip(self._upstreams, asked, strict=True))
-        await self._read_deployments()
         return Horizon(FOREVER, now_ms, now_ms, self._deployment, ends, known)
 
-    async def _read_deployments(self) -> None:
-        if self._deployments is None:
-            raise Fatal("the deployments are not being read")
-        self._take_deployments(await self._deployments.next(0))
+    async def _heed(self, deployments: LogReader) -> None:
+        """
+        Keep to the deployments as they come, for ever. Beside the merge, because after a silence the reader asks for the topic's end, and
+        the broker answers that behind the fetch which waits on the same connection.
+        """
+        while True:
+            self._take_deployments(await deployments.next(IDLE_POLL_MS / 1000))
 
     def _take_deployments(self, batches: Iterable[Batch]) -> None:
         for batch in batches:

@@ -461,6 +461,41 @@ async def test_a_copy_of_a_deployment_that_arrives_alone_stops_nobody(upstream: 
         await asyncio.sleep(1.5)
 
 
+async def test_deployments_that_are_slow_to_read_hold_no_record_up(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    After a silence their reader asks for the topic's end, and the broker answers that behind the fetch that waits on the same connection.
+    """
+    asked = asyncio.Event()
+
+    async def never(reader: LogReader, timeout_s: float = 0.2) -> list[Batch]:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(LogReader, "next", never)
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+    assert asked.is_set()
+
+
+async def test_a_deployment_that_comes_while_records_flow_is_in_force_from_then_on(upstream: Upstream):
+    """
+    Ticks name it.
+    """
+    fact = Deployment(5, "step", "canary", "", START, (), (), "", 0.5)
+    at: dict[str, Any] = {"source": Source.CONTROL, "offsets": [5], "indexes": [0], "partition": 0, "to": 0}
+
+    async def named() -> bool:
+        return {5} == {records[-1][2] for records in (await upstream.log()).values() if records and records[-1][0] == "tick"}
+
+    async with running(upstream.intake()):
+        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
+        await until(lambda: has(upstream, {"p0"}))
+        await upstream.publish(Writer.ROLLOUT, as_messages("deployments", Deployment.message, [fact], **at))
+        await until(named)
+
+
 async def test_a_record_that_is_too_large_for_us_is_set_aside_and_its_neighbours_go_on(upstream: Upstream):
     """
     Upstream's topics may hold larger records than ours; the letter keeps as much as fits.
