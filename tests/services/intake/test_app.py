@@ -26,6 +26,7 @@ from driftline.pipeline import load_pipeline
 from driftline.stream import kafka as client
 from driftline.stream.batch import Batch, Messages, Varlen
 from driftline.stream.kafka import LogReader, Publisher, ensure_topics
+from driftline.stream.records import Polled
 from services.intake import app
 from services.intake.app import IntakePart, Settings
 
@@ -419,6 +420,42 @@ async def test_live_a_source_whose_end_is_told_late_lets_nothing_overtake(upstre
     log = await upstream.log()
     order = next(names for records in log.values() if "p1" in (names := [one[0] for one in records]))
     assert order.index("p1") < order.index("q1")
+
+
+class Endless:
+    """A source that always has ten records more, of a hundred bytes each."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    async def poll(self, records_max: int, timeout_ms: int) -> Polled:
+        await asyncio.sleep(0)
+        offsets, self.at = range(self.at, self.at + 10), self.at + 10
+        return Polled.of(offsets, [b"any"] * 10, [b"x" * 100] * 10, [1] * 10)
+
+    async def position(self) -> int:
+        return self.at
+
+
+@pytest.mark.parametrize("limit", [{"WAITING_MAX": 40}, {"WAITING_BYTES_MAX": 4_000}])
+async def test_a_source_that_is_faster_than_the_merge_is_read_ahead_no_further_than_may_wait(
+    limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    """
+    Records or bytes, whichever there are too many of; and on when some were taken.
+    """
+    for name, most in limit.items():
+        monkeypatch.setattr(app, name, most)
+    source = Endless()
+    ahead = app.Upstream(source, (0, 0), "payments", asyncio.Event())  # type: ignore[arg-type]
+    pump = asyncio.create_task(ahead.pump())
+    for taken in (0, 10, 20):
+        if taken:
+            assert len(ahead.take(1_000_000) or ()) == 10
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        assert source.at == 40 + taken
+    pump.cancel()
 
 
 def pairs(records: list[tuple[Any, ...]]) -> list[tuple[str, bool]]:
