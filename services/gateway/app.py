@@ -20,7 +20,7 @@ from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
 from driftline.metrics import metric
 from driftline.models.bundle import BundleStore, load_public_key
-from driftline.operate.addresses import Addresses
+from driftline.operate.addresses import Addresses, ops_of
 from driftline.operate.board import Board, followers
 from driftline.operate.desk import Desk
 from driftline.operate.predictions import Prediction, Predictions
@@ -70,6 +70,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ops_host: str = "127.0.0.1"
     ops_port: int = 0
     run_dir: str = ""
+    ops: str = ""
 
 
 def build(settings: Settings, clock: Clock) -> Process:
@@ -83,7 +84,7 @@ def make(settings: Settings, clock: Clock, tell: Callable[[str], None]) -> Gatew
     pipeline = load_pipeline(settings.pipeline)
     tokens = admitted(settings)
     topics, registry = Topics.of(pipeline), Registry(settings.registry)
-    addresses = Addresses(settings.kafka, settings.redis, settings.registry, Path(settings.run_dir or "."))
+    addresses = Addresses(settings.kafka, settings.redis, settings.registry, Path(settings.run_dir or "."), ops_of(settings.ops.split(",")))
     trusts = load_public_key(Path(settings.model_public_key)) if settings.model_public_key else None
     board = Board()
     book: Book[Prediction] = Book(Limits(settings.answers_max, settings.waiting_max, GIVEN_UP_S))

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 from driftline.clock import Clock
 from driftline.contracts.messages import Deployment, Report
-from driftline.contracts.topics import LOOP
 from driftline.errors import Rejected
 from driftline.judge.summaries import Inputs
-from driftline.local.progress import read_metrics
 from driftline.operate.addresses import Addresses
 from driftline.operate.board import Board, Commanded, Refusals
 from driftline.operate.models import History
 from driftline.operate.predictions import Prediction
+from driftline.operate.processes import all_metrics, read_services
 from driftline.operate.pulse import Hop, Pulse, hops_in
-from driftline.operate.status import Lag, Status, read_lags, read_services
+from driftline.operate.status import Lag, Status, read_lags
 from driftline.operate.trace import Place, Trace, read_times, read_trace
 from driftline.operate.windows import Group
 from driftline.pipeline import Pipeline
@@ -114,13 +113,12 @@ class State:
 
     async def hops(self) -> dict[tuple[str, str], Hop]:
         """
-        What each service of this machine reads of each topic, how fast and how old, by service and topic, as it was a moment ago at most.
-        Empty where the services run elsewhere.
+        What each service reads of each topic, how fast and how old, by service and topic, as it was a moment ago at most. Empty where it
+        is not known where the services are.
         """
         async with self._feeling:
             if self._clock.monotonic_s() - self._felt_s > STATUS_KEPT_S:
-                asked = (asyncio.to_thread(read_metrics, self._addresses.run_dir, service) for service in LOOP)
-                samples = [sample for found in await asyncio.gather(*asked) for sample in found]
+                samples = await asyncio.to_thread(all_metrics, self._addresses)
                 self._felt_s = self._clock.monotonic_s()
                 self._pulse.take(hops_in(samples, self._clock.now_ms() / 1000), self._felt_s)
         return self._pulse.hops()

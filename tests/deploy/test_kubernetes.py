@@ -229,7 +229,7 @@ def needs(name: str) -> set[str]:
 
 def test_the_network_lets_each_reach_what_its_code_needs_and_nothing_else() -> None:
     """
-    Nothing by default; servers by label, on their ports; in, only the scrape, and the gateway's door.
+    Nothing by default; servers by label, on their ports; in, only the scrape, and the gateway's door. The gateway alone asks the others.
     """
     objects = built(ROOT / "k8s/base")
     policies = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "NetworkPolicy"}
@@ -244,12 +244,27 @@ def test_the_network_lets_each_reach_what_its_code_needs_and_nothing_else() -> N
         assert spec["podSelector"]["matchLabels"] == {f"driftline/{server}": "needed"}
         assert spec["policyTypes"] == ["Egress"]
         assert [one["ports"] for one in spec["egress"]] == [[{"protocol": "TCP", "port": port}]]
+    (asked,) = policies.pop("driftline-ask")["egress"]
+    assert asked == {"to": [{"podSelector": {"matchLabels": {"driftline/ops": "answered"}}}], "ports": [{"protocol": "TCP", "port": 9100}]}
     incoming = {name: [port["port"] for rule in spec["ingress"] for port in rule["ports"]] for name, spec in policies.items()}
     assert incoming == {"driftline-scrape": [9100], "driftline-gateway": [8080]}
     for one, pod in templates(objects):
         labels = pod["metadata"]["labels"]
         assert {server for server in PORTS if labels.get(f"driftline/{server}")} == needs(one["metadata"]["name"])
         assert labels["app.kubernetes.io/part-of"] == "driftline"
+
+
+def test_the_gateway_finds_every_process_by_one_name() -> None:
+    """
+    A headless Service of all pods that serve ops, ready or not: what is not ready is what the console has to show.
+    """
+    objects = built(ROOT / "k8s/base")
+    (container,) = workload("gateway")["spec"]["template"]["spec"]["containers"]
+    (name,) = [variable["value"] for variable in container["env"] if variable["name"] == "DRIFTLINE_OPS"]
+    (service,) = [one["spec"] for one in objects if one["kind"] == "Service" and name == f"http://{one['metadata']['name']}:9100"]
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert [port["port"] for port in service["ports"]] == [int(IMAGE.environment["DRIFTLINE_OPS_PORT"])]
+    assert {pod["metadata"]["labels"]["driftline/ops"] for _, pod in templates(objects)} == set(service["selector"].values())
 
 
 def test_who_may_be_interrupted_has_a_budget_and_who_is_alone_has_none() -> None:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,9 +189,17 @@ def read_metrics(run_dir: Path, service: str) -> list[Sample]:
     """What `service` shows now, at the address that it wrote into the run dir; nothing while it cannot be asked."""
     try:
         ops = json.loads((run_dir / f"{service}.json").read_text())["ops"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return metrics_at(ops)
+
+
+def metrics_at(ops: str) -> list[Sample]:
+    """What the process at this address shows now; nothing while it cannot be asked."""
+    try:
         with urllib.request.urlopen(f"{ops}/metrics", timeout=ANSWER_TIMEOUT_S) as answer:
             return list(samples(answer.read().decode()))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, HTTPException):
         return []
 
 

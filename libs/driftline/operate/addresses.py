@@ -49,7 +49,7 @@ def ops_of(named: Iterable[str]) -> tuple[str, ...]:
     """Where services answer /readyz, as somebody wrote it. Raises Invalid for what is no address."""
     found = tuple(one.strip().rstrip("/") for one in named if one.strip())
     if wrong := [one for one in found if not one.startswith(("http://", "https://"))]:
-        raise Invalid(f"{wrong[0]} is no address of a service; name it as in http://intake:9100")
+        raise Invalid(f"{wrong[0]} is no address of a service; name it in DRIFTLINE_OPS, or by --ops, as in http://intake:9100")
     return found
 
 

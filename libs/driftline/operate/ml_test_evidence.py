@@ -17,10 +17,11 @@ from typing import Any
 
 from driftline.contracts.messages import Deployment, Release, Report
 from driftline.contracts.topics import Topics
-from driftline.local.progress import Sample, read_metrics
+from driftline.local.progress import Sample
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.operate.models import History
+from driftline.operate.processes import all_metrics
 from driftline.pipeline import Pipeline, check
 
 GIT_TIMEOUT_S = 10.0
@@ -92,18 +93,12 @@ async def gather(addresses: Addresses, pipeline: Pipeline, tree: Path) -> Eviden
         moves=history.moves,
         now=history.now,
         reports=reports,
-        samples=await asyncio.to_thread(lambda: list(scraped(addresses.run_dir))),
+        samples=await asyncio.to_thread(all_metrics, addresses),
         tests=collected_in(tree),
         files=files_of(tree),
         documented=documented_in(pipeline.folder / DOCUMENTED),
         committed=commit_of(pipeline.folder),
     )
-
-
-def scraped(run_dir: Path) -> Iterator[Sample]:
-    """The metrics of every process that wrote its address into `run_dir` and answers."""
-    for place in sorted(run_dir.glob("*.json")):
-        yield from read_metrics(run_dir, place.stem)
 
 
 def collected_in(tree: Path) -> frozenset[str] | None:

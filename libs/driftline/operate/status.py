@@ -5,11 +5,7 @@ Is a pipeline healthy? Its processes, how far each is behind on the log, which m
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,15 +16,14 @@ from rich.table import Table as Grid
 
 from driftline.access import kafka_client
 from driftline.contracts.messages import Deployment, Report
-from driftline.contracts.topics import LOOP, SERVICES, Topics
+from driftline.contracts.topics import Topics
 from driftline.errors import Fatal, Recoverable
 from driftline.operate.addresses import Addresses
 from driftline.operate.commands import everything, facts_in
 from driftline.operate.models import day
+from driftline.operate.processes import read_services
 from driftline.pipeline import Pipeline
 from driftline.stream.connect import connect
-
-READY_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,45 +60,6 @@ async def read_status(addresses: Addresses, pipeline: Pipeline) -> Status:
     for batch in await everything(addresses, topics.control):
         status.report = next(iter(reversed(facts_in(batch, "report"))), None)
     return status
-
-
-def read_services(addresses: Addresses) -> dict[str, str]:
-    """
-    Each service's /readyz, at the address that it wrote into the run dir; of the gateway only where there is one. Or those that somebody
-    named, by their addresses.
-    """
-    if addresses.ops:
-        return {ops: readiness_at(ops) for ops in addresses.ops}
-    asked = [service for service in SERVICES if service in LOOP or (addresses.run_dir / f"{service}.json").exists()]
-    return {service: read_readiness(addresses, service) for service in asked}
-
-
-def read_readiness(addresses: Addresses, service: str) -> str:
-    """ready, or what keeps the service from it, in words."""
-    try:
-        ops = json.loads((addresses.run_dir / f"{service}.json").read_text())["ops"]
-    except (OSError, ValueError, KeyError):
-        return f"not started here ({addresses.run_dir / service}.json is missing)"
-    return readiness_at(ops)
-
-
-def readiness_at(ops: str) -> str:
-    """What the process at this address says of itself."""
-    try:
-        with urllib.request.urlopen(f"{ops}/readyz", timeout=READY_TIMEOUT_S):
-            return "ready"
-    except urllib.error.HTTPError as error:
-        return _troubles(error.read()) or f"not ready (answered {error.code})"
-    except (OSError, HTTPException) as error:
-        return f"does not answer at {ops}: {error}"
-
-
-def _troubles(body: bytes) -> str:
-    """Of a service that is not ready; nothing of what is no service of ours."""
-    try:
-        return "; ".join(json.loads(body)["troubles"])
-    except (ValueError, LookupError, TypeError):
-        return ""
 
 
 async def read_lags(kafka: str, pipeline: str) -> list[Lag]:

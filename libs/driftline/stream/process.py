@@ -92,7 +92,7 @@ class Ops:
             return "200 OK", "application/json", b'{"alive": true}'
         if path == "/readyz":
             troubles = self._troubles()
-            body = json.dumps({"ready": not troubles, "troubles": troubles}).encode()
+            body = json.dumps({"service": self._name, "ready": not troubles, "troubles": troubles}).encode()
             return ("503 Service Unavailable" if troubles else "200 OK"), "application/json", body
         return "404 Not Found", "text/plain", b"there are /metrics, /healthz and /readyz\n"
 

@@ -204,7 +204,7 @@ def ways(pipeline: Pipeline) -> tuple[Way, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was found. `hops` is empty where the services run elsewhere."""
+    """All that was found. `hops` is empty where it is not known where the services are."""
 
     status: Status
     hops: Mapping[Place, Hop]
@@ -317,7 +317,7 @@ def _in_time(arrows: Sequence[Traffic]) -> Promise:
 
 
 def _elsewhere() -> str:
-    return "Not known here: the services run on other machines. The dashboards know."
+    return "Not known here: the services run on other machines, and DRIFTLINE_OPS does not say where. The dashboards know."
 
 
 def drawings(arrows: Sequence[Traffic], status: Status) -> tuple[Drawing, ...]:
@@ -334,10 +334,13 @@ def _drawn(shape: Shape, arrows: Sequence[Traffic], status: Status) -> Drawing:
 def _state(name: str, status: Status) -> tuple[str, str]:
     if name in ("applications", "consumers"):
         return "outside", "yours"
-    told = status.services.get(name)
-    if told is None:
+    told = [state for process, state in status.services.items() if process.partition(" (")[0] == name]
+    if not told:
         return "unknown", "not asked"
-    return ("ready", "ready") if told == "ready" else ("wrong", "not ready")
+    ready = told.count("ready")
+    if len(told) > 1:
+        return ("ready", f"{ready} ready") if ready == len(told) else ("wrong", f"{ready} of {len(told)} ready")
+    return ("ready", "ready") if ready else ("wrong", "not ready")
 
 
 def _arrow(shape: Shape, one: Traffic) -> Arrow:

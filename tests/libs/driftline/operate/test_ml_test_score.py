@@ -15,8 +15,10 @@ from rich.console import Console
 
 from driftline.contracts.messages import Arm, Deployment, Release, Report
 from driftline.local.progress import Sample, samples
-from driftline.operate.ml_test_evidence import Evidence, collected_in, commit_of, documented_in, files_of, scraped
+from driftline.operate.addresses import Addresses
+from driftline.operate.ml_test_evidence import Evidence, collected_in, commit_of, documented_in, files_of
 from driftline.operate.ml_test_score import DAY_MS, SECTIONS, TESTS, print_scorecard, scorecard
+from driftline.operate.processes import all_metrics
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 OURS = collected_in(ROOT) or frozenset()
@@ -348,7 +350,7 @@ def test_a_process_that_does_not_answer_tells_nothing(tmp_path: Path):
     """
     (tmp_path / "feature.json").write_text(json.dumps({"ops": "http://127.0.0.1:1"}))
     (tmp_path / "intake.json").write_text("{")
-    assert list(scraped(tmp_path)) == []
+    assert all_metrics(Addresses("", "", "", tmp_path)) == []
 
 
 def test_tests_are_found_by_name_in_a_source_tree_and_nowhere_else(tmp_path: Path):

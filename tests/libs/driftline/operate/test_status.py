@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from driftline.errors import Invalid
 from driftline.local.server import free_port
 from driftline.operate.addresses import Addresses, find_addresses
-from driftline.operate.status import read_services
+from driftline.operate.processes import all_metrics, named, read_services
 from driftline.stream.process import Ops
 
 SERVERS = {"DRIFTLINE_KAFKA": "k:1", "DRIFTLINE_REDIS": "redis://r", "DRIFTLINE_REGISTRY": "http://s"}
@@ -46,9 +48,63 @@ async def test_processes_that_are_named_are_asked_where_they_are(processes: dict
     """
     addresses = Addresses("", "", "", tmp_path / "nothing", tuple(processes.values()))
     told = await asyncio.to_thread(read_services, addresses)
-    assert list(told) == list(processes.values())
+    assert list(told) == ["intake", "feature", processes["another"], processes["nobody"]]
     assert list(told.values())[:3] == ["ready", "part 0 is not ready; part 1 is not ready", "not ready (answered 404)"]
     assert told[processes["nobody"]].startswith("does not answer at")
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Names that stand for addresses of this machine, as in a cluster those of headless Services do."""
+    found: dict[str, list[str]] = {}
+    ask = socket.getaddrinfo
+
+    def answer(host: str, port: int, family: int = 0, kind: int = 0, *rest: int) -> list[Any]:
+        if host not in found:
+            return ask(host, port, family, kind, *rest)
+        places = [ip for ip in found[host] if (":" in ip) == (family == socket.AF_INET6)]
+        if not places:
+            raise socket.gaierror("no address of this family")
+        return [(family, kind, 0, "", (ip, port)) for ip in places]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return found
+
+
+async def test_a_name_that_stands_for_several_processes_is_asked_at_each(names: dict[str, list[str]], tmp_path: Path):
+    """
+    A headless Service has the address of each pod. Of a service with several, each is shown with its own.
+    """
+    first = Ops("feature", 0, tmp_path)
+    await first.start(list)
+    port = int(json.loads((tmp_path / "feature.json").read_text())["ops"].rpartition(":")[2])
+    second = Ops("feature", port, None, "127.0.0.2")
+    await second.start(lambda: ["not started"])
+    names["feature"] = ["127.0.0.2", "127.0.0.1"]
+    addresses = Addresses("", "", "", tmp_path, (f"http://feature:{port}",))
+    told = await asyncio.to_thread(read_services, addresses)
+    shown = await asyncio.to_thread(all_metrics, addresses)
+    assert told == {f"feature (127.0.0.1:{port})": "ready", f"feature (127.0.0.2:{port})": "not started"}
+    assert sum(sample.name == "driftline_build_info" for sample in shown) == 2
+    await first.stop()
+    await second.stop()
+
+
+def test_a_name_is_looked_up_where_that_says_more(names: dict[str, list[str]]):
+    """
+    Version 4 before 6, as services listen; a name with one address stays as it is, as does one that a certificate is made out to.
+    """
+    names |= {"six": ["fd00::1", "fd00::2"], "both": ["fd00::1", "10.0.0.1", "10.0.0.2"], "one": ["10.0.0.1"], "gone": []}
+    asked = ["http://six:9100", "http://both:9100", "http://one:9100", "https://both:9100", "http://gone:9100", "http://one:9100"]
+    assert named(asked) == [
+        "http://[fd00::1]:9100",
+        "http://[fd00::2]:9100",
+        "http://10.0.0.1:9100",
+        "http://10.0.0.2:9100",
+        "http://one:9100",
+        "https://both:9100",
+        "http://gone:9100",
+    ]
 
 
 async def test_without_names_the_run_dir_says_where_they_are(processes: dict[str, str], tmp_path: Path):

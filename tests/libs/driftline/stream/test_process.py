@@ -82,7 +82,7 @@ async def test_who_listens_everywhere_tells_an_address_that_others_can_ask(tmp_p
     try:
         told = json.loads((tmp_path / "toy.json").read_text())["ops"]
         assert "0.0.0.0" not in told
-        assert await get(told, "/readyz") == (200, b'{"ready": true, "troubles": []}')
+        assert await get(told, "/readyz") == (200, b'{"service": "toy", "ready": true, "troubles": []}')
     finally:
         await ops.stop()
 
@@ -97,7 +97,7 @@ async def test_a_process_that_works_is_alive_and_ready_and_shows_its_metrics(tmp
 
     alive, ready, asked, metrics, elsewhere = await through(tmp_path, [Part()], asking)
     assert alive == (200, b'{"alive": true}')
-    assert ready == asked == (200, b'{"ready": true, "troubles": []}')
+    assert ready == asked == (200, b'{"service": "toy", "ready": true, "troubles": []}')
     assert metrics[0] == 200 and b"driftline_build_info" in metrics[1]
     assert elsewhere[0] == 404
 
@@ -110,7 +110,11 @@ async def test_readiness_says_in_words_what_is_wrong(tmp_path: Path) -> None:
     still = f"part 2 has been behind without moving for {STALL_S + 1:.0f} s"
     status, body = await through(tmp_path, parts, lambda ops: get(ops, "/readyz"))
     assert status == 503
-    assert json.loads(body) == {"ready": False, "troubles": ["log[3]: another log. Rebuild it", "part 1 is not ready", still]}
+    assert json.loads(body) == {
+        "service": "toy",
+        "ready": False,
+        "troubles": ["log[3]: another log. Rebuild it", "part 1 is not ready", still],
+    }
 
 
 @pytest.mark.parametrize("request_", [b"\r\n\r\n", b"GET\r\n\r\n", b"GET \xff\xfe HTTP/1.1\r\n\r\n", b"x" * 20_000])

@@ -85,6 +85,22 @@ def test_what_was_refused_and_who_is_not_ready_is_told(flights: Pipeline) -> Non
     assert (states["drift"], states["intake"]) == ("wrong", "ready")
 
 
+def test_a_service_of_several_processes_is_shown_with_how_many_are_ready(flights: Pipeline) -> None:
+    """
+    One picture of it, whatever it is made of.
+    """
+    several = {"intake": "ready", "feature (10.0.0.1:9100)": "ready", "feature (10.0.0.2:9100)": "ready"}
+    several |= {"inference (10.0.0.3:9100)": "ready", "inference (10.0.0.4:9100)": "part 0 is not ready"}
+    nodes = loop.drawings(loop.traffic(flights, SEEN), replace(WELL, services=several))[0].nodes
+    told = {node.name: (node.state, node.told) for node in nodes if node.name in ("intake", "feature", "inference", "drift")}
+    assert told == {
+        "intake": ("ready", "ready"),
+        "feature": ("ready", "2 ready"),
+        "inference": ("wrong", "1 of 2 ready"),
+        "drift": ("unknown", "not asked"),
+    }
+
+
 def test_where_services_run_elsewhere_it_says_so_and_claims_nothing(flights: Pipeline) -> None:
     """
     Lags are known from Kafka; sums and progress are not known here.
