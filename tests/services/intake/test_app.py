@@ -361,6 +361,11 @@ async def test_live_records_flow_ticks_follow_the_clock_and_broken_ones_are_set_
     assert REGISTRY.get_sample_value("driftline_partition_ready", whole) == 0
     counted = {"pipeline": upstream.name, "service": "intake", "topic": upstream.payments}
     assert REGISTRY.get_sample_value("driftline_hop_duration_seconds_count", counted) == 33  # the refused too
+    assert REGISTRY.get_sample_value("driftline_messages_read_total", counted) == 33
+    settled = {
+        how: REGISTRY.get_sample_value("driftline_messages_total", {**counted, "outcome": how}) for how in ("applied", "dead_lettered")
+    }
+    assert settled == {"applied": 30, "dead_lettered": 3}
     assert [REGISTRY.get_sample_value("driftline_lag_messages", {**counted, "partition": one}) for one in ("0", "1")] == [0, 0]
     assert [REGISTRY.get_sample_value("driftline_lag_seconds", {**counted, "partition": one}) for one in ("0", "1")] == [0, 0]
     log = await upstream.log()
