@@ -145,7 +145,7 @@ def _latency(found: Found) -> Iterable[str]:
     words = (
         "Live: a record is produced upstream, passes intake, feature and inference, and is read from the predictions; beside it an echo of "
         "three raw hops of aiokafka, in the same run, at the same rate. There is nothing to tune: a batch is what has arrived, up to the "
-        f"limit, and intake begins a round every 10 ms at most (decision 0021). Highest rates: {highest}."
+        f"limit, and intake begins its rounds at least 10 ms apart (decision 0021). Highest rates: {highest}."
     )
     yield from _section("From event to prediction", words, "![latency and batch size by rate](performance/latency.svg)")
     names = list(one["runs"][0]["batch"])

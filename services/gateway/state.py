@@ -118,9 +118,9 @@ class State:
         """
         async with self._feeling:
             if self._clock.monotonic_s() - self._felt_s > STATUS_KEPT_S:
-                samples = await asyncio.to_thread(all_metrics, self._addresses)
+                told = await asyncio.to_thread(all_metrics, self._addresses)
                 self._felt_s = self._clock.monotonic_s()
-                self._pulse.take(hops_in(samples, self._clock.now_ms() / 1000), self._felt_s)
+                self._pulse.take(hops_in(told, self._clock.now_ms() / 1000), self._felt_s)
         return self._pulse.hops()
 
     def answer_to(self, command: str) -> Deployment | None:

@@ -244,10 +244,17 @@ def test_the_network_lets_each_reach_what_its_code_needs_and_nothing_else() -> N
         assert spec["podSelector"]["matchLabels"] == {f"driftline/{server}": "needed"}
         assert spec["policyTypes"] == ["Egress"]
         assert [one["ports"] for one in spec["egress"]] == [[{"protocol": "TCP", "port": port}]]
-    (asked,) = policies.pop("driftline-ask")["egress"]
+    gateway = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}
+    asking = policies.pop("driftline-ask")
+    (asked,) = asking["egress"]
+    assert {"podSelector": asking["podSelector"]} == gateway
     assert asked == {"to": [{"podSelector": {"matchLabels": {"driftline/ops": "answered"}}}], "ports": [{"protocol": "TCP", "port": 9100}]}
     incoming = {name: [port["port"] for rule in spec["ingress"] for port in rule["ports"]] for name, spec in policies.items()}
     assert incoming == {"driftline-scrape": [9100], "driftline-gateway": [8080]}
+    spaces = {space: {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space}}} for space in ("monitoring", "ingress")}
+    assert [rule["from"] for rule in policies["driftline-scrape"]["ingress"]] == [[spaces["monitoring"], gateway]]
+    assert [rule["from"] for rule in policies["driftline-gateway"]["ingress"]] == [[spaces["ingress"]]]
+    assert {"podSelector": policies["driftline-gateway"]["podSelector"]} == gateway
     for one, pod in templates(objects):
         labels = pod["metadata"]["labels"]
         assert {server for server in PORTS if labels.get(f"driftline/{server}")} == needs(one["metadata"]["name"])

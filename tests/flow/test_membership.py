@@ -1,6 +1,6 @@
 """
-Processes that share out partitions by a group, as they are run: two, then a third, then one of them is killed, with work in hand each time.
-What they leave is compared with what one core makes of the same log.
+Processes that share out partitions by a group, as they are run: two, then a third, then one of them is killed, while questions come all
+the time. What they leave is compared with what one core makes of the same log.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -60,7 +61,7 @@ SCHEMAS = {
 SHARING = ("feature", "inference")
 PARTITIONS = 4
 CARDS = 101
-EACH_TIME = 2_000
+AT_ONCE = 20
 PATIENCE_S = 90.0  # processes start meanwhile, and the group waits for one that was killed
 
 
@@ -83,6 +84,7 @@ class Crew:
     stack: Stack
     folder: Path
     children: dict[str, Child]
+    asked: int = 0
 
     @property
     def servers(self) -> dict[str, str]:
@@ -128,15 +130,19 @@ class Crew:
                 PATIENCE_S,
             )
 
-    def publish(self, first: int) -> None:
-        """As an application would, `EACH_TIME` questions from this number on."""
+    def publish(self, enough: threading.Event) -> None:
+        """As an application would, questions one after another, some hundreds a second, until there are enough."""
 
         async def send() -> None:
             producer = AIOKafkaProducer(bootstrap_servers=self.servers["DRIFTLINE_KAFKA"], linger_ms=20)
             await producer.start()
-            for number in range(first, first + EACH_TIME):
-                payment = {"payment_id": f"p{number}", "card": f"c{number % CARDS}", "paid_at": time.time_ns() // 1_000_000, "amount": 1.5}
-                await producer.send(self.pipeline.question.topic, json.dumps(payment).encode(), partition=0)
+            while not enough.is_set():
+                for number in range(self.asked, self.asked + AT_ONCE):
+                    paid_at = time.time_ns() // 1_000_000
+                    payment = {"payment_id": f"p{number}", "card": f"c{number % CARDS}", "paid_at": paid_at, "amount": 1.5}
+                    await producer.send(self.pipeline.question.topic, json.dumps(payment).encode(), partition=0)
+                self.asked += AT_ONCE
+                await asyncio.sleep(0.05)
             await producer.stop()
 
         asyncio.run(send())
@@ -179,23 +185,26 @@ def crew(stack: Stack, folder: Path) -> Iterator[Crew]:
 
 @pytest.fixture(scope="module")
 def played(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    """Each change comes while there is work in hand; every question is answered in the end."""
+    """Questions come all the while; every one is answered in the end."""
     with crew(stack, tmp_path_factory.mktemp("members")) as found:
         for service in SHARING:
             for name in ("a", "b"):
                 found.start(service, f"{service}-{name}", membership="group")
         found.share(2, 2)
-        found.publish(0)
-        for service in SHARING:
-            found.start(service, f"{service}-c", membership="group")
-        found.publish(EACH_TIME)
-        found.share(1, 1, 2)
-        found.publish(2 * EACH_TIME)
-        for service in SHARING:
-            found.children.pop(f"{service}-a").kill()
-        found.publish(3 * EACH_TIME)
-        until(found.answered, lambda answers: len(answers) == 4 * EACH_TIME, PATIENCE_S)
-        found.share(2, 2)
+        enough = threading.Event()
+        publishing = threading.Thread(target=found.publish, args=(enough,))
+        publishing.start()
+        try:
+            for service in SHARING:
+                found.start(service, f"{service}-c", membership="group")
+            found.share(1, 1, 2)
+            for service in SHARING:
+                found.children.pop(f"{service}-a").kill()
+            found.share(2, 2)
+        finally:
+            enough.set()
+            publishing.join()
+        until(found.answered, lambda answers: len(answers) == found.asked, PATIENCE_S)
         yield found
 
 
@@ -203,7 +212,7 @@ def test_every_question_is_answered_once_whoever_came_and_whoever_was_killed(pla
     """
     By first copies, which is how readers count.
     """
-    assert played.answered() == Counter(f"p{number}" for number in range(4 * EACH_TIME))
+    assert played.answered() == Counter(f"p{number}" for number in range(played.asked))
 
 
 def test_rows_are_as_one_process_makes_them(played: Crew) -> None:
@@ -218,7 +227,7 @@ def test_rows_are_as_one_process_makes_them(played: Crew) -> None:
     }
     logs = played.log_of(topics.events).items()
     assert made == {at: row for partition, log in logs for at, row in folded(played.pipeline, partition, log)}
-    assert len(made) == 4 * EACH_TIME
+    assert len(made) == played.asked
 
 
 def folded(pipeline: Pipeline, partition: int, log: Batch) -> Iterator[tuple[tuple[int, int], Any]]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from driftline.errors import Fatal, Invalid
 from driftline.pipeline import pipelines_folder
@@ -48,9 +49,17 @@ def find_addresses(environment: Mapping[str, str] = os.environ, folder: Path = F
 def ops_of(named: Iterable[str]) -> tuple[str, ...]:
     """Where services answer /readyz, as somebody wrote it. Raises Invalid for what is no address."""
     found = tuple(one.strip().rstrip("/") for one in named if one.strip())
-    if wrong := [one for one in found if not one.startswith(("http://", "https://"))]:
+    if wrong := [one for one in found if not _is_address(one)]:
         raise Invalid(f"{wrong[0]} is no address of a service; name it in DRIFTLINE_OPS, or by --ops, as in http://intake:9100")
     return found
+
+
+def _is_address(ops: str) -> bool:
+    try:
+        parts = urlsplit(ops)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number
+        return False
 
 
 def kafka_of(environment: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> str:

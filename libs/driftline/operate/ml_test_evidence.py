@@ -93,7 +93,7 @@ async def gather(addresses: Addresses, pipeline: Pipeline, tree: Path) -> Eviden
         moves=history.moves,
         now=history.now,
         reports=reports,
-        samples=await asyncio.to_thread(all_metrics, addresses),
+        samples=[sample for process in await asyncio.to_thread(all_metrics, addresses) for sample in process],
         tests=collected_in(tree),
         files=files_of(tree),
         documented=documented_in(pipeline.folder / DOCUMENTED),

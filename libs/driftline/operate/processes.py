@@ -30,13 +30,16 @@ T = TypeVar("T")
 def read_services(addresses: Addresses) -> dict[str, str]:
     """
     Of each process: ready, or what keeps it from it, in words. By service; with its address behind where a service has several, and by
-    the address alone where nobody says what it is. Of the run dir's, the gateway only where there is one.
+    the address alone where nobody says what it is. Of the run dir's, the gateway only where there is one. Where a name stands for several
+    processes, a service of the loop that none of them is is told, too.
     """
     if addresses.ops:
         places = named(addresses.ops)
         said = dict(zip(places, _side_by_side(readiness_at, places), strict=True))
         count = Counter(service for service, _ in said.values())
-        return {_shown(service, place, count[service]): state for place, (service, state) in said.items()}
+        found = {_shown(service, place, count[service]): state for place, (service, state) in said.items()}
+        missing = [service for service in LOOP if not count[service]] if len(places) > len(addresses.ops) else []
+        return found | dict.fromkeys(missing, "no process of it answers")
     asked = [service for service in SERVICES if service in LOOP or (addresses.run_dir / f"{service}.json").exists()]
     return {service: _readiness_of(addresses.run_dir, service) for service in asked}
 
@@ -47,13 +50,13 @@ def _shown(service: str, place: str, processes: int) -> str:
     return service if processes == 1 else f"{service} ({urlsplit(place).netloc})"
 
 
-def all_metrics(addresses: Addresses) -> list[Sample]:
-    """What all of them show on /metrics now; nothing of those that do not answer."""
+def all_metrics(addresses: Addresses) -> list[list[Sample]]:
+    """What each of them shows on /metrics now; nothing of those that do not answer."""
     if addresses.ops:
         places = named(addresses.ops)
     else:
         places = [ops for place in sorted(addresses.run_dir.glob("*.json")) if (ops := _told(addresses.run_dir, place.stem))]
-    return [sample for found in _side_by_side(metrics_at, places) for sample in found]
+    return _side_by_side(metrics_at, places)
 
 
 def named(ops: Iterable[str]) -> list[str]:
@@ -68,7 +71,7 @@ def _behind(ops: str) -> list[str]:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             told = socket.getaddrinfo(parts.hostname, parts.port or 80, family, socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # of a name that can be none
             continue
         found = sorted({str(place[0]) for *_, place in told})
         if len(found) == 1:
@@ -98,11 +101,12 @@ def _readiness_of(run_dir: Path, service: str) -> str:
 def readiness_at(ops: str) -> tuple[str, str]:
     """Which service the process at this address is (empty where it does not say), and its state in words."""
     try:
-        with urllib.request.urlopen(f"{ops}/readyz", timeout=READY_TIMEOUT_S) as answer:
-            return _said(answer.read())[0], "ready"
-    except urllib.error.HTTPError as error:
-        service, troubles = _said(error.read())
-        return service, troubles or f"not ready (answered {error.code})"
+        try:
+            with urllib.request.urlopen(f"{ops}/readyz", timeout=READY_TIMEOUT_S) as answer:
+                return _said(answer.read())[0], "ready"
+        except urllib.error.HTTPError as error:
+            service, troubles = _said(error.read())
+            return service, troubles or f"not ready (answered {error.code})"
     except (OSError, HTTPException) as error:
         return "", f"does not answer at {ops}: {error}"
 

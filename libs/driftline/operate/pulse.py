@@ -29,6 +29,7 @@ class Hop:
     still_s: float = 0.0  # for how long a partition with a backlog has not moved
     rate: float | None = None  # records a second, None before there were two looks
     unbalanced_s: float = 0.0  # for how long the sums have differed
+    processes: int = 0  # that told what they have read of it
 
     @property
     def is_unbalanced(self) -> bool:
@@ -41,16 +42,16 @@ class Hop:
         return self.still_s > STILL_S
 
 
-def hops_in(samples: Iterable[Sample], now_s: float) -> dict[Place, Hop]:
-    """The hops that the metrics of all services tell of. `now_s` is the wall's time."""
+def hops_in(processes: Iterable[Iterable[Sample]], now_s: float) -> dict[Place, Hop]:
+    """The hops that the metrics of these processes tell of. `now_s` is the wall's time."""
     hops: dict[Place, Hop] = {}
     behind: dict[tuple[str, ...], float] = {}
     moved: dict[tuple[str, ...], float] = {}
-    for name, labels, value in samples:
+    for name, labels, value in (sample for process in processes for sample in process):
         place = labels.get("service", ""), labels.get("topic", "")
         hop = hops.get(place, Hop())
         if name == "driftline_messages_read_total":
-            hops[place] = replace(hop, read=hop.read + value)
+            hops[place] = replace(hop, read=hop.read + value, processes=hop.processes + 1)
         elif name == "driftline_messages_total":
             refused = value if labels.get("outcome") == "dead_lettered" else 0.0
             hops[place] = replace(hop, settled=hop.settled + value, refused=hop.refused + refused)
@@ -91,8 +92,8 @@ class Pulse:
 
     def hops(self) -> dict[Place, Hop]:
         """
-        The hops of the last look, with rates since the first one that is not too old, or else the one before; and for how long the sums
-        have differed.
+        The hops of the last look, with rates since the first one that is not too old, or else the one before, where as many processes told
+        of it then; and for how long the sums have differed.
         """
         if not self._looks:
             return {}
@@ -103,6 +104,7 @@ class Pulse:
         for place, hop in last.hops.items():
             before = first.hops.get(place)
             spent_s = last.at_s - first.at_s
-            rate = (hop.read - before.read) / spent_s if before is not None and spent_s > 0 and hop.read >= before.read else None
+            same = before is not None and hop.processes == before.processes and hop.read >= before.read
+            rate = (hop.read - before.read) / spent_s if before is not None and same and spent_s > 0 else None
             found[place] = replace(hop, rate=rate, unbalanced_s=last.at_s - self._unbalanced.get(place, last.at_s))
         return found

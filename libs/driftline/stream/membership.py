@@ -20,10 +20,11 @@ import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from driftline.access import kafka_client
 from driftline.clock import Clock
-from driftline.errors import Recoverable
+from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.stream.connect import connect
 from driftline.stream.kafka import answering, let_go, stop_consumer
@@ -38,6 +39,7 @@ NEVER_MS = 1 << 40  # in which a member has to poll, or leave: this one never po
 QUIET_MS = 60_000
 LOOK_EVERY_S = 1.0
 AGAIN_AFTER_S = 0.5
+LEAVE_S = 8.0  # who leaves may wait for an answer to joining first, and that takes a session where a member was killed
 
 
 def shared_out(partitions: int, held: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
@@ -78,7 +80,10 @@ class _KeepsWhatItHolds:
         """What the leader of the group tells each member."""
         (topic,) = {topic for member in members.values() for topic in member.subscription}
         held = {name: msgspec.json.decode(member.user_data or b"[]", type=list[int]) for name, member in members.items()}
-        shares = shared_out(len(cluster.partitions_for_topic(topic) or ()), held)
+        partitions = cluster.partitions_for_topic(topic)
+        if not partitions:  # as while brokers restart: nobody is told anything, and each goes on with what it has
+            raise UnknownTopicOrPartitionError(f"{topic}: how many partitions it has is not known at the moment")
+        shares = shared_out(len(partitions), held)
         return {name: ConsumerProtocolMemberAssignment(0, [(topic, share)], b"") for name, share in shares.items()}
 
     def on_assignment(self, assignment: Any) -> None:
@@ -135,25 +140,39 @@ class Shares:
 
 
 class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """One place in `group`, which shares out the partitions of `topic`."""
+    """One place in `group`, which shares out the partitions of `topic`. It is left when `over` says that nothing can be done with it."""
 
-    def __init__(self, kafka: str, topic: str, group: str, held: Callable[[], Iterable[int]], clock: Clock) -> None:
+    def __init__(
+        self,
+        kafka: str,
+        topic: str,
+        group: str,
+        held: Callable[[], Iterable[int]],
+        clock: Clock,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._kafka = kafka
         self._topic = topic
         self._group = group
         self._held = held
         self._clock = clock
+        self._over = over
         self._assigned: frozenset[int] | None = None  # as told, and not passed on yet
         self._asked_at: float | None = None  # since when the group has not said who has what
         self._news = asyncio.Event()
         self._stopping = False
 
     async def run(self, hold: Callable[[AnySet[int]], Awaitable[None]]) -> None:
-        """Until stopped, `hold` what the group says; then hold nothing, and leave. A place that is lost is taken again."""
+        """
+        Until stopped, `hold` what the group says; then hold nothing, and leave. A place that is lost is taken again. Raises Fatal when the
+        broker turns it away before it holds anything.
+        """
         while not self._stopping:
             try:
                 await self._stay(hold)
-            except Recoverable as fault:  # what is held goes on meanwhile
+            except (Recoverable, Fatal) as fault:  # what is held goes on meanwhile, by connections that stand
+                if isinstance(fault, Fatal) and not list(self._held()):
+                    raise
                 log.warning("joining again", group=self._group, because=str(fault))
                 await asyncio.sleep(AGAIN_AFTER_S)
         await hold(frozenset())
@@ -186,13 +205,16 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     await hold(assigned)
             await hold(frozenset())  # before the others are told that they may
         finally:
-            await let_go(lambda: stop_consumer(consumer), group=self._group)
+            await let_go(lambda: stop_consumer(consumer), LEAVE_S, group=self._group)
+            await let_go(consumer._client.close, group=self._group)  # which the above has done, unless it took too long
 
     async def _told(self) -> frozenset[int] | None:
         """What the group says, if it says something new before long. Raises Recoverable when it has not answered for too long."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), LOOK_EVERY_S)
         self._news.clear()
+        if self._over():
+            self._stopping = True
         if self._asked_at is not None and self._clock.monotonic_s() - self._asked_at > UNANSWERED_S:
             raise Recoverable(f"{self._group}: joined, and was told nothing for {UNANSWERED_S:.0f} s")
         assigned, self._assigned = self._assigned, None

@@ -117,6 +117,7 @@ class Operators:
         self._tracing = tracing_of(wiring.service, pipeline.name)
         self._shares: Shares | None = None
         self._member: Member | None = None
+        self._given_up = ""  # why, when partitions are let go of that must not go on
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -130,8 +131,11 @@ class Operators:
                 await asyncio.sleep(0.5)
         if operator is None or self._stopping.is_set():
             return
-        async with asyncio.TaskGroup() as tasks:
-            await self._share(operator, tasks)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._share(operator, tasks)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
@@ -145,13 +149,20 @@ class Operators:
             lambda partition: forget(**where, partition=str(partition)),
         )
         if settings.membership == "group":
-            self._member = Member(settings.kafka, topic, f"{operator.group}-members", self._shares.held, self._clock)
+            self._member = Member(settings.kafka, topic, f"{operator.group}-members", self._shares.held, self._clock, self._all_are_refused)
             await self._member.run(self._shares.hold)
             return
         owned = frozenset(range(settings.replica, operator.cluster.partitions[topic], settings.replicas))
         await self._shares.hold(owned)
         if not owned:  # a topic of fewer partitions than there are processes
             await self._stopping.wait()
+
+    def _all_are_refused(self) -> bool:
+        """Whether no partition that is held may go on. By ordinal all workers have ended then, and so does the process."""
+        if not self._workers or not all(worker.refused for worker in self._workers):
+            return False
+        self._given_up = self.refused
+        return True
 
     async def _prepared(self) -> Operator:
         if self._wiring.row_format is not None:
@@ -191,6 +202,7 @@ class Operators:
     def stop(self) -> None:
         """Finish the batches in hand, then leave."""
         self._stopping.set()
+        self._given_up = self.refused
         if self._shares is not None:
             self._shares.stop()
         if self._member is not None:
@@ -211,7 +223,7 @@ class Operators:
     @property
     def refused(self) -> str:
         """Why partitions must not go on."""
-        return "; ".join(worker.refused for worker in self._workers or () if worker.refused)
+        return "; ".join(worker.refused for worker in self._workers or () if worker.refused) or self._given_up
 
     def stalled_s(self) -> float:
         """The longest that a partition has been behind without moving."""

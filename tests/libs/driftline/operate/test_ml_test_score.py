@@ -350,7 +350,7 @@ def test_a_process_that_does_not_answer_tells_nothing(tmp_path: Path):
     """
     (tmp_path / "feature.json").write_text(json.dumps({"ops": "http://127.0.0.1:1"}))
     (tmp_path / "intake.json").write_text("{")
-    assert all_metrics(Addresses("", "", "", tmp_path)) == []
+    assert all_metrics(Addresses("", "", "", tmp_path)) == [[]]
 
 
 def test_tests_are_found_by_name_in_a_source_tree_and_nowhere_else(tmp_path: Path):

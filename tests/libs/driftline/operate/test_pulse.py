@@ -30,8 +30,8 @@ def test_partitions_and_outcomes_are_added_up() -> None:
         sample("progress_timestamp_seconds", 940.0, partition="0"),
         sample("progress_timestamp_seconds", 100.0, partition="1"),
     ]
-    (found,) = hops_in(samples, 1_000.0).values()
-    assert found == Hop(read=12.0, settled=12.0, refused=3.0, age_s=4.0, still_s=60.0)
+    (found,) = hops_in([samples], 1_000.0).values()
+    assert found == Hop(read=12.0, settled=12.0, refused=3.0, age_s=4.0, still_s=60.0, processes=1)
     assert found.is_still and not found.is_unbalanced
 
 
@@ -46,6 +46,18 @@ def test_a_rate_is_of_the_last_seconds() -> None:
         rates.append(pulse.hops()[PLACE].rate)
     assert rates == [None, 10.0, pytest.approx(980 / 98), 100.0, None]
     assert Pulse().hops() == {}
+
+
+def test_of_several_processes_the_sum_counts_while_as_many_tell_it() -> None:
+    """
+    One that does not answer at one look has not read anything in between: there is no rate across it.
+    """
+    pulse = Pulse()
+    rates = []
+    for at_s, told in ((0, (40, 40)), (1, (41,)), (2, (42, 42)), (9, (49, 49)), (12, (52, 52))):
+        pulse.take(hops_in([[sample("messages_read_total", float(read))] for read in told], 0.0), at_s)
+        rates.append(pulse.hops()[PLACE].rate)
+    assert rates == [None, None, 2.0, 2.0, 2.0]
 
 
 def test_sums_that_differ_for_a_minute_are_a_broken_promise() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from driftline.contracts.topics import LOOP
 from driftline.errors import Invalid
 from driftline.local.server import free_port
 from driftline.operate.addresses import Addresses, find_addresses
@@ -84,8 +85,9 @@ async def test_a_name_that_stands_for_several_processes_is_asked_at_each(names: 
     addresses = Addresses("", "", "", tmp_path, (f"http://feature:{port}",))
     told = await asyncio.to_thread(read_services, addresses)
     shown = await asyncio.to_thread(all_metrics, addresses)
-    assert told == {f"feature (127.0.0.1:{port})": "ready", f"feature (127.0.0.2:{port})": "not started"}
-    assert sum(sample.name == "driftline_build_info" for sample in shown) == 2
+    others = dict.fromkeys([service for service in LOOP if service != "feature"], "no process of it answers")
+    assert told == {f"feature (127.0.0.1:{port})": "ready", f"feature (127.0.0.2:{port})": "not started"} | others
+    assert [bool(process) for process in shown] == [True, True]
     await first.stop()
     await second.stop()
 
@@ -95,7 +97,8 @@ def test_a_name_is_looked_up_where_that_says_more(names: dict[str, list[str]]):
     Version 4 before 6, as services listen; a name with one address stays as it is, as does one that a certificate is made out to.
     """
     names |= {"six": ["fd00::1", "fd00::2"], "both": ["fd00::1", "10.0.0.1", "10.0.0.2"], "one": ["10.0.0.1"], "gone": []}
-    asked = ["http://six:9100", "http://both:9100", "http://one:9100", "https://both:9100", "http://gone:9100", "http://one:9100"]
+    long = "http://" + "x" * 64 + ":9100"  # no name of a host can be
+    asked = ["http://six:9100", "http://both:9100", "http://one:9100", "https://both:9100", "http://gone:9100", "http://one:9100", long]
     assert named(asked) == [
         "http://[fd00::1]:9100",
         "http://[fd00::2]:9100",
@@ -104,6 +107,7 @@ def test_a_name_is_looked_up_where_that_says_more(names: dict[str, list[str]]):
         "http://one:9100",
         "https://both:9100",
         "http://gone:9100",
+        long,
     ]
 
 
@@ -123,5 +127,6 @@ def test_names_of_processes_come_from_the_environment(tmp_path: Path):
     found = find_addresses(SERVERS | {"DRIFTLINE_OPS": "http://intake:9100/, http://feature-0.feature:9100,"}, tmp_path)
     assert found.ops == ("http://intake:9100", "http://feature-0.feature:9100")
     assert find_addresses(SERVERS, tmp_path).ops == ()
-    with pytest.raises(Invalid, match="intake:9100 is no address of a service"):
-        find_addresses(SERVERS | {"DRIFTLINE_OPS": "intake:9100"}, tmp_path)
+    for wrong in ("intake:9100", "http://intake:91O0", "http://intake:99999", "http://:9100", "http://[::1", "ftp://intake"):
+        with pytest.raises(Invalid, match="is no address of a service; name it in DRIFTLINE_OPS"):
+            find_addresses(SERVERS | {"DRIFTLINE_OPS": wrong}, tmp_path)

@@ -11,11 +11,12 @@ from uuid import uuid4
 
 import pytest
 from aiokafka.admin import NewTopic
+from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftline.clock import ManualClock, SystemClock
-from driftline.errors import Recoverable
+from driftline.errors import Fatal, Recoverable
 from driftline.stream import membership
 from driftline.stream.kafka import create_topics
 from driftline.stream.membership import Member, Shares, shared_out
@@ -66,6 +67,20 @@ def test_no_more_partitions_move_than_must(partitions: int, members: int, chance
     shares = shared_out(partitions, held)
     for name, share in shares.items():
         assert len(set(share) & set(held[name])) == min(len(share), len(held[name]))
+
+
+def test_while_it_is_not_known_how_many_partitions_there_are_nobody_is_told_that_there_are_none() -> None:
+    """
+    As while brokers restart: an answer of none would take every partition from everybody.
+    """
+    keeps = membership._KeepsWhatItHolds(lambda: [1])
+    members = {"a": keeps.metadata(["topic"])}
+    for known in (None, set()):
+        cluster = SimpleNamespace(partitions_for_topic=lambda topic, known=known: known)
+        with pytest.raises(KafkaError, match="topic: how many partitions it has is not known"):
+            keeps.assign(cluster, members)
+    shares = keeps.assign(SimpleNamespace(partitions_for_topic=lambda topic: {0, 1}), members)
+    assert shares["a"].assignment == [("topic", [1, 0])]
 
 
 class Work:
@@ -255,6 +270,50 @@ async def test_a_member_without_a_broker_waits_and_stops_when_told() -> None:
     assert (place.told, place.task.done()) == ([], False)
     await place.leave()
     assert place.told == [set()]
+
+
+@pytest.mark.parametrize("holds", [{0}, set()])
+async def test_a_broker_that_turns_a_member_away_takes_nothing_that_is_held(holds: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    As after a password was changed: the connections of who works stand. Who holds nothing has to tell somebody.
+    """
+    turned_away = []
+
+    async def refuse(client: Any, kafka: str) -> None:
+        turned_away.append(kafka)
+        raise Fatal("it refuses the user")
+
+    monkeypatch.setattr(membership, "connect", refuse)
+    monkeypatch.setattr(membership, "AGAIN_AFTER_S", 0.0)
+    told: list[Any] = []
+
+    async def hold(partitions: Any) -> None:
+        told.append(partitions)
+
+    member = Member("127.0.0.1:1", "topic", "group", lambda: holds, SystemClock())
+    task = asyncio.create_task(member.run(hold))
+    if holds:
+        await until(lambda: len(turned_away) > 2)
+        assert (told, task.done()) == ([], False)
+        member.stop()
+        await asyncio.wait_for(task, PATIENCE_S)
+    else:
+        with pytest.raises(Fatal, match="it refuses the user"):
+            await asyncio.wait_for(task, PATIENCE_S)
+
+
+async def test_a_member_leaves_when_nothing_can_be_done_with_what_it_holds(kafka: str) -> None:
+    """
+    Its process ends then, as it does by ordinal.
+    """
+    topic, told = await topic_of(kafka, 1), list[set[int]]()
+
+    async def hold(partitions: Any) -> None:
+        told.append(set(partitions))
+
+    member = Member(kafka, topic, f"{topic}-members", lambda: told[-1] if told else (), SystemClock(), lambda: told == [{0}])
+    await asyncio.wait_for(member.run(hold), PATIENCE_S)
+    assert (told[0], told[-1]) == ({0}, set())
 
 
 async def test_a_member_that_is_told_nothing_for_too_long_joins_anew(monkeypatch: pytest.MonkeyPatch) -> None:

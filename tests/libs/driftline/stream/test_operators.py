@@ -41,9 +41,10 @@ async def test_a_process_that_owns_no_partition_is_ready_and_stays(kafka: str, r
     await ensure_topics(kafka, topics, 2)
     part = operators(kafka, topics, name, redis=redis_url, replica=1, replicas=2)
     task = asyncio.create_task(part.run())
-    while not part.ready:
-        assert not task.done()
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while not part.ready:
+            assert not task.done()
+            await asyncio.sleep(0.05)
     await asyncio.sleep(0.2)
     assert not task.done()
     part.stop()
@@ -65,20 +66,54 @@ async def test_a_member_that_the_group_gives_no_partition_is_ready_and_stays(kaf
 
     first = Member(kafka, topics.summaries.name, f"{name}-toy-members", lambda: held, SystemClock())
     holding = asyncio.create_task(first.run(hold))
-    while held != {0}:
-        assert not holding.done()
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while held != {0}:
+            assert not holding.done()
+            await asyncio.sleep(0.05)
     part = operators(kafka, topics, name, redis=redis_url, membership="group")
     task = asyncio.create_task(part.run())
-    while not part.ready:
-        assert not task.done()
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while not part.ready:
+            assert not task.done()
+            await asyncio.sleep(0.05)
     await asyncio.sleep(0.2)
     assert not task.done()
     part.stop()
     await asyncio.wait_for(task, 20)
     first.stop()
     await asyncio.wait_for(holding, 20)
+
+
+class Refusing:
+    """Stands for a worker whose partition must not go on."""
+
+    ready = False
+
+    def __init__(self, _operator: Any, partition: int, _clock: Any) -> None:
+        self.partition = partition
+        self.refused = ""
+
+    async def run(self) -> None:
+        self.refused = f"log[{self.partition}]: another log"
+
+    def stop(self) -> None:
+        """It has ended."""
+
+
+@pytest.mark.parametrize("membership", ["ordinal", "group"])
+async def test_a_process_whose_partitions_were_all_refused_ends_and_says_why(
+    membership: str, kafka: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    Whoever says which are its own; whoever runs it reads the reasons when it has ended.
+    """
+    monkeypatch.setattr("driftline.stream.operators.Worker", Refusing)
+    name = f"o{uuid4().hex[:8]}"
+    topics = Topics.of(SimpleNamespace(name=name, retention_ms=86_400_000))
+    await ensure_topics(kafka, topics, 2)
+    part = operators(kafka, topics, name, redis=redis_url, membership=membership)
+    await asyncio.wait_for(part.run(), 30)
+    assert part.refused == "log[0]: another log"
 
 
 @pytest.mark.parametrize(
