@@ -317,7 +317,7 @@ class Doses:
             "times": round(produced / max(1.0, taken), 2),
             "backlog_max": round(backlog),
             "caught_up_s": round(time.monotonic() - began_s - QUIET_S, 1),
-            "memory_grown_mb_max": round(max(grown.values()) / 2**20, 1),
+            "memory_grown_mb": {name: round(held / 2**20, 1) for name, held in grown.items()},
         }
         rig.pace(rest_pace)
         return Trial("overload", victim, "five times what it takes", False, None, told)

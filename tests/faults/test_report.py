@@ -54,10 +54,10 @@ def test_a_violation_and_a_play_that_broke_off_are_on_the_page():
 
 def test_memory_that_grows_under_overload_is_a_violation():
     """
-    A queue without a limit would show there.
+    A queue without a limit would show there. The trainer's memory is that of its window of examples.
     """
-    grown = {**TRIAL, "dose": "overload", "told": {"memory_grown_mb_max": 300}}
-    assert wrong(result("overload", [grown], [])) == ["under overload of feature a service grew by 300 MB"]
+    grown = {**TRIAL, "dose": "overload", "told": {"memory_grown_mb": {"labeler": 300, "drift": 10, "trainer": 500}}}
+    assert wrong(result("overload", [grown], [])) == ["under overload of feature labeler grew by 300 MB"]
 
 
 def test_recovery_is_told_by_who_was_killed_and_how_much_of_it():
