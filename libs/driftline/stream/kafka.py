@@ -81,13 +81,13 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
         await consumer._client.close()
 
 
-async def let_go(stop: Callable[[], Awaitable[None]], within_s: float = LET_GO_S, **where: Any) -> None:
+async def let_go(stop: Callable[[], Awaitable[None]], within_s: float | None = None, **where: Any) -> None:
     """
-    Stop a client that is thrown away, in so many seconds at most: whatever is wrong with it is logged, and holds up nobody who goes on
-    without it. `where` says on the log which one it was.
+    Stop a client that is thrown away, in so many seconds (LET_GO_S) at most: whatever is wrong with it is logged, and holds up nobody who
+    goes on without it. `where` says on the log which one it was.
     """
     try:
-        await asyncio.wait_for(stop(), within_s)
+        await asyncio.wait_for(stop(), LET_GO_S if within_s is None else within_s)
     except asyncio.CancelledError:
         if cancelled():
             raise
