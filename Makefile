@@ -9,7 +9,7 @@ BIN := .venv/bin
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
 	@$(BIN)/driftline demo $(ARGS)
 
-test: check  ## every test, against a real Kafka and a real Valkey, after `make check` (ARGS="-k rollout": some)
+test: check .venv-generator/.ready  ## every test, against a real Kafka and a real Valkey, after `make check` (ARGS="-k rollout": some)
 	$(BIN)/pytest $(ARGS)
 
 check: setup  ## lint, format, types, imports: what CI checks beside the tests
@@ -39,10 +39,12 @@ bench: .venv-peers/.ready  ## floors, peers and driftline hop by hop, and docs/p
 bench-quick: .venv-peers/.ready  ## the same, one round of fewer events
 	$(BIN)/python -m benchmarks.performance --quick --peers-python .venv-peers/bin/python $(ARGS)
 
-# The peers' packages, apart from ours. (Bytewax has wheels for 3.11 and 3.12.)
-.venv-peers/.ready: benchmarks/peers/requirements.txt | setup
-	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-peers
-	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-peers/bin/python benchmarks/peers/requirements.txt
+# Packages apart from ours: the peers' (Bytewax has wheels for 3.11 and 3.12), and those of what generates a client in the tests.
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+.venv-generator/.ready: tests/services/gateway/generator/requirements.txt
+.venv-peers/.ready .venv-generator/.ready: | setup
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip sync --quiet --require-hashes --python $(@D)/bin/python $<
 	@touch $@
 
 pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)

@@ -187,11 +187,16 @@ def samples(page: str) -> Iterator[Sample]:
 
 def read_metrics(run_dir: Path, service: str) -> list[Sample]:
     """What `service` shows now, at the address that it wrote into the run dir; nothing while it cannot be asked."""
+    ops = ops_told(run_dir, service)
+    return metrics_at(ops) if ops else []
+
+
+def ops_told(run_dir: Path, service: str) -> str:
+    """Where the service answers, as it wrote it into the run dir; empty where it wrote nothing."""
     try:
-        ops = json.loads((run_dir / f"{service}.json").read_text())["ops"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return metrics_at(ops)
+        return str(json.loads((run_dir / f"{service}.json").read_text())["ops"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def metrics_at(ops: str) -> list[Sample]:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from driftline.contracts.topics import LOOP, SERVICES
-from driftline.local.progress import Sample, metrics_at
+from driftline.local.progress import Sample, metrics_at, ops_told
 from driftline.operate.addresses import Addresses
 
 READY_TIMEOUT_S = 2.0
@@ -55,7 +55,7 @@ def all_metrics(addresses: Addresses) -> list[list[Sample]]:
     if addresses.ops:
         places = named(addresses.ops)
     else:
-        places = [ops for place in sorted(addresses.run_dir.glob("*.json")) if (ops := _told(addresses.run_dir, place.stem))]
+        places = [ops for place in sorted(addresses.run_dir.glob("*.json")) if (ops := ops_told(addresses.run_dir, place.stem))]
     return _side_by_side(metrics_at, places)
 
 
@@ -85,16 +85,8 @@ def _side_by_side(ask: Callable[[str], T], places: list[str]) -> list[T]:
         return list(asking.map(ask, places))
 
 
-def _told(run_dir: Path, service: str) -> str:
-    """Where the service answers, as it wrote it into the run dir; empty where it wrote nothing."""
-    try:
-        return str(json.loads((run_dir / f"{service}.json").read_text())["ops"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-
-
 def _readiness_of(run_dir: Path, service: str) -> str:
-    ops = _told(run_dir, service)
+    ops = ops_told(run_dir, service)
     return readiness_at(ops)[1] if ops else f"not started here ({run_dir / service}.json is missing)"
 
 

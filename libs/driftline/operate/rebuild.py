@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.admin import DeleteGroupsRequest
@@ -32,6 +31,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from driftline.access import kafka_client
 from driftline.contracts.registry import Registry
 from driftline.errors import DriftlineError, Fatal, Invalid, Rejected
+from driftline.local.progress import ops_told
 from driftline.logs import log
 from driftline.operate.addresses import Addresses, environment_of
 from driftline.operate.dead_letters import Wanted, read_letters
@@ -129,13 +129,13 @@ def refuse_running(addresses: Addresses, services: Sequence[str]) -> None:
 
 
 def _answers(addresses: Addresses, service: str) -> bool:
+    ops = ops_told(addresses.run_dir, service)
     try:
-        ops = msgspec.json.decode((addresses.run_dir / f"{service}.json").read_bytes())["ops"]
         with urllib.request.urlopen(f"{ops}/healthz", timeout=ANSWER_S):
             return True
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):  # it told no address
         return False
 
 

@@ -1,5 +1,5 @@
 """
-Programs that know nothing of driftline, where they are installed: kcat reads predictions, and a client that a public generator made of the
+Programs that know nothing of driftline: kcat reads predictions, where it is installed, and a client that a public generator made of the
 OpenAPI document scores.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 PATIENCE_S = 120
+GENERATOR = Path(__file__).parents[3] / ".venv-generator" / "bin" / "openapi-python-client"  # apart: it wants a typer older than ours
 # What is written by somebody who has the generated package and its documentation alone.
 SCRIPT = """
 import sys
@@ -27,17 +28,6 @@ print(found.id, found.score, found.model)
 """
 
 
-def program(name: str) -> str:
-    """Where it is; skips the test where it is not."""
-    place = shutil.which(name)
-    # kcat is a program of the system, of no package registry that `make test` uses; openapi-python-client cannot be among our requirements,
-    # for it asks for a typer older than ours. Where they are missing, librdkafka's own consumer reads predictions in the other tests of
-    # the gateway, and schemathesis asks every operation as the document says.
-    if place is None:
-        pytest.skip(f"{name} is not installed, and cannot be by our requirements")
-    return place
-
-
 def ran(*command: str | Path, folder: Path | None = None) -> str:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE_S, cwd=folder, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +38,11 @@ def test_kcat_reads_predictions(running: Any) -> None:
     """
     JSON a line, with the key of the event as the key of the record.
     """
-    kcat, event = program("kcat"), running.event(account="k-kcat")
+    # A program of the system, of no package registry that `make test` uses. Where it is missing, the consumer of librdkafka, of which it
+    # is a thin shell, reads the same topic in benchmarks/check_log.py.
+    kcat, event = shutil.which("kcat"), running.event(account="k-kcat")
+    if kcat is None:
+        pytest.skip("kcat is not installed: a program of no package registry that we use")
     assert running.client("scorer").post(running.path("score"), json=event).status_code == 200
     lines = ran(kcat, "-C", "-b", running.kafka, "-t", running.topics.predictions.name, "-o", "beginning", "-e", "-q", "-f", "%k %s\\n")
     found = [json.loads(value) for key, value in (line.split(" ", 1) for line in lines.splitlines()) if key == "k-kcat"]
@@ -59,15 +53,15 @@ def test_a_generated_client_scores(running: Any, tmp_path: Path) -> None:
     """
     By openapi-python-client, of the document as it is served.
     """
-    generator = Path(program("openapi-python-client"))
+    assert GENERATOR.exists(), "`make test` sets it up"
     document = running.client("viewer").get("/openapi.json").json()
     (tmp_path / "openapi.json").write_text(json.dumps(document))
     (tmp_path / "config.yml").write_text("package_name_override: the_client\nproject_name_override: the-client\n")
-    ran(generator, "generate", "--path", "openapi.json", "--config", "config.yml", "--meta", "setup", folder=tmp_path)
+    ran(GENERATOR, "generate", "--path", "openapi.json", "--config", "config.yml", "--meta", "setup", folder=tmp_path)
     reference = document["paths"]["/v1/{pipeline}/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     (tmp_path / "the-client" / "ask.py").write_text(SCRIPT.format(event=reference.rsplit("/", 1)[1]))
     event = running.event()
-    python = generator.resolve().parent / "python"
+    python = GENERATOR.with_name("python")
     told = ran(
         python, "ask.py", running.url, running.tokens["scorer"], running.pipeline.name, json.dumps(event), folder=tmp_path / "the-client"
     )

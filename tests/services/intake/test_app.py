@@ -608,11 +608,8 @@ async def grow(upstream: Upstream, topic: str, partitions: int) -> None:
         await broker.create_partitions({topic: NewPartitions(partitions)})
 
 
-async def test_partitions_that_an_upstream_topic_is_given_are_read_without_a_restart(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
-    """
-    Whoever grows a topic tells nobody.
-    """
-    monkeypatch.setattr(app, "COUNT_EVERY_S", 0.5)
+async def grown_while_it_runs(upstream: Upstream) -> None:
+    """What comes to a partition that is new is read, by a session that is."""
     async with running(upstream.intake()):
         await upstream.put(upstream.payments, 0, payment(0, now_ms()))
         await until(lambda: has(upstream, {"p0"}))
@@ -620,6 +617,14 @@ async def test_partitions_that_an_upstream_topic_is_given_are_read_without_a_res
         await asyncio.sleep(1.0)
         await upstream.put(upstream.payments, 2, payment(1, now_ms()))
         await until(lambda: has(upstream, {"p0", "p1"}))
+
+
+async def test_partitions_that_an_upstream_topic_is_given_are_read_without_a_restart(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    Whoever grows a topic tells nobody.
+    """
+    monkeypatch.setattr(app, "COUNT_EVERY_S", 0.5)
+    await grown_while_it_runs(upstream)
 
 
 async def test_a_client_that_does_not_close_holds_up_nobody(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
@@ -635,13 +640,7 @@ async def test_a_client_that_does_not_close_holds_up_nobody(upstream: Upstream, 
         await asyncio.sleep(60)
 
     monkeypatch.setattr(app.Source, "stop", never)
-    async with running(upstream.intake()):
-        await upstream.put(upstream.payments, 0, payment(0, now_ms()))
-        await until(lambda: has(upstream, {"p0"}))
-        await grow(upstream, upstream.payments, 3)
-        await asyncio.sleep(1.0)
-        await upstream.put(upstream.payments, 2, payment(1, now_ms()))
-        await until(lambda: has(upstream, {"p0", "p1"}))
+    await grown_while_it_runs(upstream)
 
 
 async def test_a_log_that_was_given_partitions_is_refused(upstream: Upstream):
