@@ -169,6 +169,7 @@ class Consumer:
         self._deaf = False
         self._client = self._coordinator = self._fetcher = self
         self._pending_tasks: list[Any] = []
+        self._client_id = ""
 
     async def start(self) -> None:
         await self._cluster.request("connect a consumer", lambda: None)

@@ -66,10 +66,32 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+async def let_go(stop: Callable[[], Awaitable[None]], within_s: float | None = None, **where: Any) -> None:
     """
-    Disconnect. A consumer that is stopped while it waits to fetch again, as from a broker that went away, lets the cancellation of that
-    task of its own through (aiokafka's `Fetcher.close`), and to whoever stops it that looks like being cancelled himself.
+    Stop a client that is thrown away, in so many seconds (LET_GO_S) at most: whatever is wrong with it is logged, and holds up nobody who
+    goes on without it. `where` says on the log which one it was.
+    """
+    try:
+        async with asyncio.timeout(LET_GO_S if within_s is None else within_s):
+            await stop()
+    except asyncio.CancelledError:
+        if cancelled():
+            raise
+    except Exception as error:  # whatever is wrong with it
+        log.warning("closing", **where, because=repr(error))
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer, within_s: float | None = None) -> None:
+    """Disconnect, in so many seconds (LET_GO_S) at most: a client whose own tasks do not end when told holds up nobody."""
+    name = consumer._client._client_id
+    await let_go(lambda: _disconnect(consumer), within_s, client=name)
+    await let_go(consumer._client.close, client=name)  # which the above has done, unless it took too long
+
+
+async def _disconnect(consumer: AIOKafkaConsumer) -> None:
+    """
+    A consumer that is stopped while it waits to fetch again, as from a broker that went away, lets the cancellation of that task of its
+    own through (aiokafka's `Fetcher.close`), and to whoever stops it that looks like being cancelled himself.
     """
     try:
         await consumer.stop()
@@ -78,21 +100,13 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
             raise
         for fetching in consumer._fetcher._pending_tasks:
             fetching.cancel()
-        await consumer._client.close()
 
 
-async def let_go(stop: Callable[[], Awaitable[None]], within_s: float | None = None, **where: Any) -> None:
-    """
-    Stop a client that is thrown away, in so many seconds (LET_GO_S) at most: whatever is wrong with it is logged, and holds up nobody who
-    goes on without it. `where` says on the log which one it was.
-    """
-    try:
-        await asyncio.wait_for(stop(), LET_GO_S if within_s is None else within_s)
-    except asyncio.CancelledError:
-        if cancelled():
-            raise
-    except Exception as error:  # whatever is wrong with it
-        log.warning("closing", **where, because=repr(error))
+async def _throw_away(producer: AIOKafkaProducer) -> None:
+    if producer._sender is not None and producer._sender.sender_task is not None:
+        await producer._sender.close()  # or else `stop` waits until all is acked, for ever if it must
+        producer._message_accumulator.fail_all(KafkaError("thrown away"))
+    await producer.stop()
 
 
 class Source:
@@ -279,14 +293,10 @@ class Outlet:
             await (await self._started().send_batch(batch, topic, partition=partition))
 
     async def stop(self) -> None:
-        """Disconnect; what was not acked is forgotten."""
+        """Disconnect, in LET_GO_S at most; what was not acked is forgotten."""
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        if producer._sender is not None and producer._sender.sender_task is not None:
-            await producer._sender.close()  # or else `stop` waits until all is acked, for ever if it must
-            producer._message_accumulator.fail_all(KafkaError("thrown away"))
-        await producer.stop()
+        if producer is not None:
+            await let_go(lambda: _throw_away(producer), client=self._client)
 
     def _started(self) -> AIOKafkaProducer:
         if self._producer is None:

@@ -27,7 +27,7 @@ from driftline.clock import Clock
 from driftline.errors import Fatal, Recoverable
 from driftline.logs import log
 from driftline.stream.connect import connect
-from driftline.stream.kafka import answering, let_go, stop_consumer
+from driftline.stream.kafka import answering, stop_consumer
 from driftline.stream.process import DRAIN_S
 from driftline.stream.worker import Worker
 
@@ -205,8 +205,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     await hold(assigned)
             await hold(frozenset())  # before the others are told that they may
         finally:
-            await let_go(lambda: stop_consumer(consumer), LEAVE_S, group=self._group)
-            await let_go(consumer._client.close, group=self._group)  # which the above has done, unless it took too long
+            await stop_consumer(consumer, LEAVE_S)
 
     async def _told(self) -> frozenset[int] | None:
         """What the group says, if it says something new before long. Raises Recoverable when it has not answered for too long."""

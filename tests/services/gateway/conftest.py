@@ -195,7 +195,12 @@ class Running:
 
 @contextmanager
 def in_a_thread(settings: Settings, pipelines: Path) -> Iterator[str]:
-    """Run a gateway until the body ends; gives its address once it is ready. What it raises is raised here."""
+    """
+    Run a gateway until the body ends; gives its address once it is ready.
+
+    It shares this process for as long as the session lasts: a test elsewhere that breaks a class of the library breaks this one too, so
+    it names a class of its own where its service looks for it (`monkeypatch.setattr(app, "LogReader", Slow)`).
+    """
     told: Future[str] = Future()
     loop = asyncio.new_event_loop()
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +221,7 @@ def in_a_thread(settings: Settings, pipelines: Path) -> Iterator[str]:
     finally:
         loop.call_soon_threadsafe(gateway.stop)
         thread.join(PATIENCE_S)
-        assert not thread.is_alive(), "the gateway did not drain"
+        assert not thread.is_alive(), f"the gateway did not drain: {[task.get_stack(limit=3) for task in asyncio.all_tasks(loop)]}"
         loop.close()
 
 
@@ -281,9 +286,11 @@ def made(kafka: str, redis_url: str, registry_url: str, folder: Path) -> Iterato
     answerer.start()
     assert answerer.listening.wait(PATIENCE_S)
     tokens = {role: token for role, (token, _) in new.items()}
-    yield Ground(pipeline, answerer, tokens, tokens_file, kafka, redis_url, registry_url, folder)
-    answerer.ended.set()
-    answerer.join(PATIENCE_S)
+    try:
+        yield Ground(pipeline, answerer, tokens, tokens_file, kafka, redis_url, registry_url, folder)
+    finally:
+        answerer.ended.set()
+        answerer.join(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -402,21 +402,21 @@ async def test_live_a_source_whose_end_is_told_late_lets_nothing_overtake(upstre
     What arrives between the asking of one source's end and of another's is not emitted before what the first one held by then.
     """
     armed: list[bool] = []
-    asked = client.Ends.now
 
-    async def now(ends: client.Ends, places: Sequence[tuple[str, int]]) -> list[int]:
-        found = {}
-        for place in sorted(places, key=lambda one: one[0] == upstream.prices):
-            if armed and place[0] == upstream.prices:  # the ends of the others are told
-                armed.clear()
-                await upstream.put(upstream.payments, 0, payment(1, now_ms()))
-                await asyncio.sleep(0.01)
-                await upstream.put(upstream.prices, 0, price(1, now_ms()))
-                await asyncio.sleep(0.5)  # both are read meanwhile
-            (found[place],) = await asked(ends, [place])
-        return [found[place] for place in places]
+    class Late(app.Ends):
+        async def now(self, places: Sequence[tuple[str, int]]) -> list[int]:
+            found = {}
+            for place in sorted(places, key=lambda one: one[0] == upstream.prices):
+                if armed and place[0] == upstream.prices:  # the ends of the others are told
+                    armed.clear()
+                    await upstream.put(upstream.payments, 0, payment(1, now_ms()))
+                    await asyncio.sleep(0.01)
+                    await upstream.put(upstream.prices, 0, price(1, now_ms()))
+                    await asyncio.sleep(0.5)  # both are read meanwhile
+                (found[place],) = await super().now([place])
+            return [found[place] for place in places]
 
-    monkeypatch.setattr(client.Ends, "now", now)
+    monkeypatch.setattr(app, "Ends", Late)
     async with running(upstream.intake()):
         await upstream.put(upstream.payments, 0, payment(0, now_ms()))
         await until(lambda: has(upstream, {"p0"}))
@@ -509,12 +509,13 @@ async def test_deployments_that_are_slow_to_read_hold_no_record_up(upstream: Ups
     """
     asked = asyncio.Event()
 
-    async def never(reader: LogReader, timeout_s: float = 0.2) -> list[Batch]:
-        asked.set()
-        await asyncio.Event().wait()
-        raise AssertionError
+    class Slow(LogReader):
+        async def next(self, timeout_s: float = 0.2) -> list[Batch]:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
 
-    monkeypatch.setattr(LogReader, "next", never)
+    monkeypatch.setattr(app, "LogReader", Slow)
     async with running(upstream.intake()):
         await upstream.put(upstream.payments, 0, payment(0, now_ms()))
         await until(lambda: has(upstream, {"p0"}))
@@ -633,13 +634,13 @@ async def test_a_client_that_does_not_close_holds_up_nobody(upstream: Upstream, 
     """
     monkeypatch.setattr(app, "COUNT_EVERY_S", 0.5)
     monkeypatch.setattr(client, "LET_GO_S", 0.2)
-    closing = app.Source.stop
 
-    async def never(source: app.Source) -> None:
-        await closing(source)
-        await asyncio.sleep(60)
+    class Stuck(app.Source):
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.sleep(60)
 
-    monkeypatch.setattr(app.Source, "stop", never)
+    monkeypatch.setattr(app, "Source", Stuck)
     await grown_while_it_runs(upstream)
 
 

@@ -16,6 +16,7 @@ from driftline.contracts.messages import Source, Writer
 from driftline.contracts.registry import MemoryRegistry
 from driftline.contracts.topics import Topics
 from driftline.errors import Fatal
+from driftline.stream import kafka as client
 from driftline.stream.batch import Messages, Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters
 from driftline.stream.kafka import GATHER_BYTES, LogReader, Publisher, ensure_topics, letters_lately, stop_consumer
@@ -150,6 +151,21 @@ async def test_who_is_cancelled_while_he_stops_a_consumer_stays_cancelled(kafka:
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping
+    await consumer.stop()
+
+
+async def test_a_consumer_that_does_not_stop_is_disconnected_all_the_same(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Whoever drains waits for it no longer than that.
+    """
+    monkeypatch.setattr(client, "LET_GO_S", 0.1)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
+    await consumer.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(consumer, "stop", lambda: asyncio.sleep(60))
+        async with asyncio.timeout(10):
+            await stop_consumer(consumer)
+    assert not any(connection.connected() for connection in consumer._client._conns.values())
     await consumer.stop()
 
 
