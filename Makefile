@@ -3,8 +3,9 @@
 COUNT ?= 1000000
 SEED ?= 7
 WORKERS ?= 2
-.PHONY: demo test check mutants simulate faults hostile-models hostile-messages bench bench-quick pin setup help
+.PHONY: demo test check mutants simulate faults hostile-models hostile-messages bench bench-quick gpu pin setup help
 BIN := .venv/bin
+PIN = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
 
 demo: setup  ## seven months of real flights through the whole loop, and a report (ARGS=--fast: ten weeks)
 	@$(BIN)/driftline demo $(ARGS)
@@ -43,12 +44,19 @@ bench-quick: .venv-peers/.ready  ## the same, one round of fewer events
 .venv-peers/.ready: benchmarks/peers/requirements.txt
 .venv-generator/.ready: tests/services/gateway/generator/requirements.txt
 .venv-peers/.ready .venv-generator/.ready: | setup
-	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(@D)
-	@$(BIN)/uv pip sync --quiet --require-hashes --python $(@D)/bin/python $<
+	@sh libs/driftline/local/apart.sh $(@D) $<
 	@touch $@
 
-pin: setup  ## requirements.txt from requirements.in: versions and digests (ARGS=--upgrade: the newest)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) -o requirements.txt requirements.in
+# pip where uv cannot fetch, as in setup.sh.
+gpu: setup  ## ONNX Runtime for a GPU in place of the one for the processor: 1.4 GB, docs/how-to/use-a-gpu.md
+	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-gpu
+	@$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(BIN)/python -r requirements-gpu.txt 2>$(BIN)/../gpu.log || \
+		$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-gpu.txt
+	@echo "DRIFTLINE_DEVICE=cuda uses it; inference refuses to start where it does not reach a GPU"
+
+pin: setup  ## requirements*.txt from requirements*.in: versions and digests (ARGS=--upgrade: the newest)
+	$(PIN) -o requirements.txt requirements.in
+	$(PIN) -o requirements-gpu.txt requirements-gpu.in
 
 setup:  ## .venv, packages, the broker's jars; nothing when they are there
 	@sh libs/driftline/local/setup.sh

@@ -195,7 +195,6 @@ def test_tests_have_no_packages() -> None:
 NOT_EVERYWHERE = {
     "tests/deploy/test_kubernetes.py",
     "tests/libs/driftline/models/test_devices.py",
-    "tests/libs/driftline/operate/test_mlflow_mirror.py",
     "tests/monitoring/test_alerts.py",
     "tests/services/gateway/console/test_browser.py",
     "tests/services/gateway/test_stock_clients.py",

@@ -162,9 +162,23 @@ def test_what_is_selected_is_what_is_pinned_and_less() -> None:
 
 def test_every_package_that_an_extra_names_is_one_that_people_chose() -> None:
     """
-    requirements.in has the ranges: a package that is only in pyproject.toml would have none.
+    requirements.in, or the one for a GPU, has the ranges: a package that is only in pyproject.toml would have none.
     """
     chosen = selection()
-    asked = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in (ROOT / "requirements.in").read_text().splitlines() if line}
+    wanted = [line for name in ("requirements.in", "requirements-gpu.in") for line in (ROOT / name).read_text().splitlines() if line]
+    asked = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in wanted}
     named = {re.split(r"\[", name)[0] for names in chosen.extras_of(ROOT / "pyproject.toml").values() for name in names}
     assert named - asked == {"driftline"}
+
+
+def test_the_runtime_of_a_gpu_is_of_the_same_release() -> None:
+    """
+    Else a model could be let in by one and refused by the other; whatever both environments have is one version.
+    """
+
+    def pinned(name: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9._-]+)==([^ ]+)", (ROOT / name).read_text(), re.M))
+
+    ours, gpu = pinned("requirements.txt"), pinned("requirements-gpu.txt")
+    assert gpu.pop("onnxruntime-gpu") == ours["onnxruntime"]
+    assert {name: version for name, version in gpu.items() if ours.get(name, version) != version} == {}

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from driftline.errors import Invalid
 from driftline.logs import log
-from driftline.models.onnx import GRAPH_BYTES_MAX, Scores, check_graph, cost
+from driftline.models.onnx import GRAPH_BYTES_MAX, Scores, check_graph, cost, has_trees
 from driftline.models.probe import CHUNKS, Probe, Trial, trial_rows
 from driftline.models.reference import Reference, refuse_misfit
 from driftline.models.runtime import Loaded, invariant
@@ -235,13 +235,13 @@ def _check(manifest: Manifest, onnx: bytes) -> None:
 
 def _loaded(bundle: Bundle, device: str) -> tuple[Loaded, str]:
     """
-    The graph on `device`, or on the processor where the device's scores change with the batch or are not those of the processor, on
-    which the gate judged it.
+    The graph on `device`, or on the processor: trees, and where the device's scores change with the batch or are not those of the
+    processor, on which the gate judged it.
     """
     features = len(bundle.manifest.names)
     here = Loaded(bundle.onnx, features)
-    if device == "cpu":
-        return here, device
+    if device == "cpu" or has_trees(bundle.onnx):
+        return here, "cpu"
     trial = _trial(bundle.digest, bundle.manifest, bundle.onnx)
     there = Loaded(bundle.onnx, features, device)
     same = np.isclose(there.score(trial.rows), here.score(trial.rows), rtol=0, atol=SCORES_APART_MAX, equal_nan=True)

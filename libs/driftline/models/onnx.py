@@ -128,6 +128,11 @@ def cost(data: bytes) -> int:
     return held + sum(len(attribute.floats) for node in graph.node for attribute in node.attribute)
 
 
+def has_trees(data: bytes) -> bool:
+    """Whether a graph has trees, for which only the processor has kernels."""
+    return any(node.op_type in TREES for node in _parse(data).graph.node)
+
+
 # ---- bytes ----------------------------------------------------------------------------------------------------------------
 
 

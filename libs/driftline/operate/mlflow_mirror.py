@@ -2,7 +2,7 @@
 Releases as MLflow shows them: a run for each training that ended in a verdict, a version of the registered model for each that was
 accepted, and aliases for what the rollout does with them now. What is there already stays as it is; driftline reads nothing back.
 
-Needs the package mlflow, or mlflow-skinny, which is no dependency of driftline.
+Needs mlflow or mlflow-skinny: the extra mlflow has it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +69,11 @@ def mirror(pipeline: Pipeline, history: History, bundle_of: Callable[[str], Bund
 
 
 def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # or it tells its makers what it is used for
     try:
         mlflow: Any = importlib.import_module("mlflow")
     except ImportError as error:
-        raise Invalid("MLflow is not installed: pip install mlflow-skinny") from error
+        raise Invalid("MLflow is not installed: pip install mlflow-skinny (driftline's extra mlflow has it)") from error
     with _worded(uri):
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 

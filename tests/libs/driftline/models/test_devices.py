@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from driftline.declaration import LightGBM
+from driftline.declaration import LightGBM, Logistic
 from driftline.errors import Invalid
 from driftline.models import bundle as bundles
 from driftline.models import runtime
@@ -19,7 +20,7 @@ from driftline.models.reference import make_reference, medians
 from driftline.models.runtime import PROVIDERS, Loaded, refuse_missing
 
 NAMES = ("a", "b", "c")
-RECIPE = LightGBM(trees=10, leaves=7, leaf_rows_min=5, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
+TREES = LightGBM(trees=10, leaves=7, leaf_rows_min=5, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
 ROWS = np.random.default_rng(7).normal(0, 1, (600, 3)).astype(np.float32)
 
 needs_cuda = pytest.mark.skipif(
@@ -30,13 +31,17 @@ needs_cuda = pytest.mark.skipif(
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, Path, str]:
     """A store with one model, the key that it trusts, and the model's digest."""
-    graph = fit(RECIPE, ROWS, (ROWS[:, 0] > 0).astype(np.int64), seed=7).onnx()
+    return store(tmp_path, Logistic())
+
+
+def store(tmp_path: Path, recipe: Any) -> tuple[Path, Path, str]:
+    graph = fit(recipe, ROWS, (ROWS[:, 0] > 0).astype(np.int64), seed=7).onnx()
     private, public = generate_keys(tmp_path / "keys")
     manifest = Manifest(
         model="m-1",
         layout="l",
         names=NAMES,
-        recipe=describe(RECIPE),
+        recipe=describe(recipe),
         seed=7,
         onnx_sha256=hashlib.sha256(graph).hexdigest(),
         threshold=0.5,
@@ -105,12 +110,33 @@ def test_a_device_that_says_the_same_scores(stored: tuple[Path, Path, str], monk
     assert loaded(stored, "cuda").device == "cuda"
 
 
+def test_a_device_that_the_runtime_goes_on_without_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """
+    It is built for it, and there is none: the runtime computes on the processor then, and says so to nobody.
+    """
+    monkeypatch.setattr(runtime, "_providers", lambda device: [PROVIDERS["cpu"]])
+    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    refuse_missing("cpu")
+    with pytest.raises(Invalid, match=r"DRIFTLINE_DEVICE is cuda, and the runtime does not reach it.*nvidia-smi"):
+        refuse_missing("cuda")
+
+
+def test_trees_stay_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    No device has kernels for them, and one that is always given as many rows would score most of them for nothing.
+    """
+    monkeypatch.setattr(bundles, "Loaded", lambda graph, features, device="cpu": Loaded(graph, features))
+    assert loaded(store(tmp_path, TREES), "cuda").device == "cpu"
+
+
 @needs_cuda
 def test_on_cuda_a_row_scores_the_same_in_any_batch(stored: tuple[Path, Path, str]):
     """
     And as on the processor, to what the gate allows.
     """
+    refuse_missing("cuda")
     here, there = loaded(stored, "cpu"), loaded(stored, "cuda")
+    assert there.device == "cuda"
     whole = there.score(ROWS)
     parts = [there.score(ROWS[at : at + 7]) for at in range(0, len(ROWS), 7)]
     assert np.concatenate(parts).tobytes() == whole.tobytes()

@@ -1,4 +1,4 @@
-"""Releases in MLflow, in a store of files; where mlflow is installed."""
+"""Releases in MLflow, in a store of files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from benchmarks.performance.bundles import Champion
@@ -36,7 +37,7 @@ def payments() -> Pipeline:
 
 def test_it_is_said_what_is_missing(payments: Pipeline, monkeypatch: pytest.MonkeyPatch):
     """
-    MLflow is no dependency of driftline.
+    No image has MLflow; whoever wants it, asks for the extra.
     """
 
     def absent(name: str) -> Any:
@@ -51,8 +52,6 @@ def test_releases_are_runs_versions_and_aliases_once(payments: Pipeline, tmp_pat
     """
     A second time nothing is new; aliases follow the deployment; what the signed bundle says becomes parameters.
     """
-    # of 100 MB with what it brings, and for nobody who does not use it; without it the words that say so are tested above
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"file:{tmp_path / 'mlruns'}"
     champion = Champion(payments, tmp_path)
