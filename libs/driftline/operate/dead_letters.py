@@ -19,6 +19,7 @@ from rich.text import Text
 
 from driftline.access import kafka_client
 from driftline.clock import Clock
+from driftline.contracts import traceparent
 from driftline.contracts.topics import Topics
 from driftline.errors import Fatal, Invalid, Recoverable
 from driftline.operate.addresses import Addresses
@@ -53,6 +54,7 @@ class Letter:
     sealed: bool
     key: bytes | None
     value: bytes | None
+    traceparent: str | None = None
 
     @property
     def place(self) -> str:
@@ -112,6 +114,7 @@ def letters_in(batch: Batch) -> list[Letter]:
         return []
     text = {name: table[name].texts() for name in ("topic", "service", "reason", "detail")}
     raw = {name: [table[name].get(at) for at in range(len(table))] for name in ("key", "value")}
+    traces = traceparent.column_of(table).optional_texts()
     number = {name: table[name].tolist() for name in ("partition", "offset", "timestamp", "sealed")}
     return [
         Letter(
@@ -126,6 +129,7 @@ def letters_in(batch: Batch) -> list[Letter]:
             number["sealed"][at],
             raw["key"][at],
             raw["value"][at],
+            traces[at],
         )
         for at, offset in enumerate(table.offsets.tolist())
     ]
@@ -170,20 +174,21 @@ async def replay(
     addresses: Addresses, pipeline: Pipeline, letters: Sequence[Letter], pii_key: bytes, clock: Clock, wait_s: float = WAIT_S
 ) -> Replayed:
     """
-    Send what is replayable to its topics again, as it came, and wait for up to `wait_s` until intake has read it, to say how much
-    of it is accepted now. Raises Fatal, with nothing sent, when one is sealed and there is no key.
+    Send what is replayable to its topics again, as it came, of its headers the trace context alone; and wait for up to `wait_s` until
+    intake has read it, to say how much of it is accepted now. Raises Fatal, with nothing sent, when one is sealed and there is no key.
     """
     mine = replayable(pipeline, letters)
     if not pii_key and any(letter.sealed for letter in mine):
         raise Fatal("some of the records are sealed: set DRIFTLINE_PII_KEY to the key that intake uses")
-    opened = [(letter.topic, _opened(letter.key, letter, pii_key), _opened(letter.value, letter, pii_key)) for letter in mine]
+    opened = [(letter, _opened(letter.key, letter, pii_key), _opened(letter.value, letter, pii_key)) for letter in mine]
     places: set[tuple[str, int, int]] = set()
     producer = AIOKafkaProducer(**kafka_client(addresses.kafka), enable_idempotence=True, acks="all", max_request_size=REQUEST_BYTES)
     await connect(producer, addresses.kafka)
     try:
-        for topic, key, value in opened:
-            at = await producer.send_and_wait(topic, value=value, key=key)
-            places.add((topic, at.partition, at.offset))
+        for letter, key, value in opened:
+            headers = [] if letter.traceparent is None else [(traceparent.NAME, letter.traceparent.encode())]
+            at = await producer.send_and_wait(letter.topic, value=value, key=key, headers=headers)
+            places.add((letter.topic, at.partition, at.offset))
     finally:
         await producer.stop()
     unread = await _unread(addresses, pipeline, places, clock, wait_s)
@@ -242,6 +247,7 @@ def print_letter(letter: Letter, console: Console, *, payload: bool = False, pii
         "in words": letter.detail,
         "key": "none" if letter.key is None else f"{len(letter.key)} bytes",
         "value": "none" if letter.value is None else f"{letter.size} bytes",
+        "trace": "none" if letter.traceparent is None else traceparent.trace_id(letter.traceparent),
         "kept": f"offset {letter.offset} of the dead letters, {'sealed' if letter.sealed else 'in clear'}",
     }
     for name, told in rows.items():

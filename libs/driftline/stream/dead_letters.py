@@ -12,6 +12,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from driftline.contracts import traceparent
 from driftline.errors import Fatal, Invalid
 from driftline.logs import log
 from driftline.metrics import metric
@@ -88,6 +89,7 @@ class DeadLetters:
             "sealed": np.full(n, sealed, np.bool_),
             "key": Varlen.optional([self._kept(polled.keys.get(i), KEY_KEPT_MAX, sealed) for i in at.tolist()]),
             "value": Varlen.optional([self._kept(polled.values.get(i), VALUE_KEPT_MAX, sealed) for i in at.tolist()]),
+            traceparent.NAME: Varlen.nulls(n) if polled.traces is None else polled.traces.take(at),
         }
         return Messages("dead-letters", "dead_letter", None, columns, offsets, to=0)
 

@@ -261,17 +261,20 @@ class Killed(Exception):
 
 @pytest.fixture
 def dying_sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Every fifth send reaches one partition only, and the process dies of it; the list counts the deaths."""
+    """
+    The fifth send reaches one partition only, and the process dies of it; the next one dies at its sixth, and so on, so that one of them
+    lives long enough. The list counts the deaths.
+    """
     deaths: list[int] = []
 
     class DiesHalfway(client.Sink):
         sends = 0
 
         async def send(self, messages: Sequence[Messages], partition: int, now_ms: int) -> int:
-            DiesHalfway.sends += 1
-            if DiesHalfway.sends % 5 == 0:
+            self.sends += 1
+            if self.sends == 5 + len(deaths):
                 await super().send([one for one in messages if one.to == len(deaths) % PARTITIONS], partition, now_ms)
-                deaths.append(DiesHalfway.sends)
+                deaths.append(self.sends)
                 raise Killed
             return await super().send(messages, partition, now_ms)
 

@@ -25,12 +25,16 @@ from driftline.operate.dead_letters import (
     replay,
     since_ms,
 )
-from driftline.stream.batch import Refused
+from driftline.stream.batch import Refused, Varlen
 from driftline.stream.dead_letters import DeadLetters, seal
 from driftline.stream.records import Polled
 
 KEY = bytes(range(32))
-POLLED = Polled.of([4, 5], [b"k", None], [b"{broken", b"tail N1"], [1_000, 2_000])
+TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+POLLED = replace(
+    Polled.of([4, 5], [b"k", None], [b"{broken", b"tail N1"], [1_000, 2_000]),
+    traces=Varlen.optional([TRACE, None]),
+)
 REFUSED = [Refused(4, "undecodable", "no JSON at byte 1"), Refused(5, "contract", "no field asked_at")]
 
 
@@ -49,12 +53,12 @@ async def upstream(place: Any) -> tuple[Any, str]:
     return replace(place.pipeline, streams=(replace(place.pipeline.streams[0], topic=topic), *place.pipeline.streams[1:])), topic
 
 
-async def records(place: Any, topic: str) -> list[tuple[bytes | None, bytes | None]]:
+async def records(place: Any, topic: str) -> list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]:
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=place.addresses.kafka, auto_offset_reset="earliest")
     await consumer.start()
     try:
         polled = await consumer.getmany(timeout_ms=5_000)
-        return [(record.key, record.value) for some in polled.values() for record in some]
+        return [(record.key, record.value, list(record.headers)) for some in polled.values() for record in some]
     finally:
         await consumer.stop()
 
@@ -80,13 +84,15 @@ async def test_refused_records_are_counted_by_reason_and_shown_without_what_they
 @pytest.mark.parametrize("sealed", [False, True])
 async def test_replayed_records_are_those_that_came(place: Any, sealed: bool):
     """
-    Key and value to the byte, opened where they were sealed; only those with the reason that was asked for.
+    Key and value to the byte, opened where they were sealed, and in the trace that they came in; only those with the reason that was
+    asked for.
     """
     pipeline, topic = await upstream(place)
     await refuse(place, topic, sealed)
-    letters = await read_letters(place.addresses, pipeline, Wanted(reason="undecodable"))
-    assert (await replay(place.addresses, pipeline, letters, KEY, SystemClock(), 0)).sent == 1
-    assert await records(place, topic) == [(b"k", b"{broken")]
+    for reason in ("undecodable", "contract"):
+        letters = await read_letters(place.addresses, pipeline, Wanted(reason=reason))
+        assert (await replay(place.addresses, pipeline, letters, KEY, SystemClock(), 0)).sent == 1
+    assert await records(place, topic) == [(b"k", b"{broken", [("traceparent", TRACE)]), (None, b"tail N1", [])]
 
 
 async def test_sealed_records_are_not_replayed_without_the_key(place: Any):
