@@ -48,7 +48,7 @@ bench-quick: .venv-peers/.ready  ## the same, one round of fewer events
 	@touch $@
 
 # pip where uv cannot fetch, as in setup.sh.
-gpu: setup  ## ONNX Runtime for a GPU in place of the one for the processor: 1.4 GB, docs/how-to/use-a-gpu.md
+gpu: setup  ## ONNX Runtime for a GPU in place of the one for the processor: 2.3 GB, docs/how-to/use-a-gpu.md
 	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-gpu
 	@$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(BIN)/python -r requirements-gpu.txt 2>$(BIN)/../gpu.log || \
 		$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-gpu.txt

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from driftline.declaration import LightGBM, Logistic
@@ -23,9 +22,16 @@ NAMES = ("a", "b", "c")
 TREES = LightGBM(trees=10, leaves=7, leaf_rows_min=5, learning_rate=0.1, row_sample=1.0, column_sample=1.0, l2=1.0, seed=7)
 ROWS = np.random.default_rng(7).normal(0, 1, (600, 3)).astype(np.float32)
 
-needs_cuda = pytest.mark.skipif(
-    PROVIDERS["cuda"] not in onnxruntime.get_available_providers(), reason="onnxruntime here has no CUDA: install onnxruntime-gpu"
-)
+
+def why_not_cuda() -> str:
+    try:
+        refuse_missing("cuda")
+    except Invalid as reason:
+        return str(reason)
+    return ""
+
+
+needs_cuda = pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda())
 
 
 @pytest.fixture
