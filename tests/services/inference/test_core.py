@@ -133,7 +133,8 @@ def test_the_trace_context_of_a_row_goes_to_all_that_is_said_of_it(pipeline, inf
     assert [[one["traceparent"] for one in told] for told in (predictions, *answers.values())] == [["a-trace", None]] * 3
 
 
-def test_a_model_reads_the_same_bytes_that_go_to_the_journal(pipeline, inference):
+@pytest.mark.parametrize("unreadable", [False, True], ids=["alone", "beside a row of another layout"])
+def test_a_model_reads_the_same_bytes_that_go_to_the_journal(pipeline, inference, unreadable):
     """
     Missing stays missing and nothing is rounded: what is scored is what will be trained on.
     """
@@ -141,10 +142,14 @@ def test_a_model_reads_the_same_bytes_that_go_to_the_journal(pipeline, inference
     read = []
     model.score = lambda matrix: read.append(matrix.copy()) or np.zeros(len(matrix), np.float32)
     inference.add(deployment(1, [champion(ONE)]), {ONE: model})
-    rows = rows_of(pipeline, [{"wind": np.nan, "humidity": 0.1}, {"wind": 1e-30}], [1, 1])
+    values = [{"wind": np.nan, "humidity": 0.1}, {"wind": 1e-30}]
+    layouts = [pipeline.layout.version] * 2
+    if unreadable:
+        values, layouts = [*values, {}], [*layouts, "another"]
+    rows = rows_of(pipeline, values, [1] * len(values), layout=layouts)
     sent = next(one for one in inference.step(batch_of(rows)).messages if one.message == "answer")
     assert sent.columns["row"].tolist() == rows["row"].tolist()
-    assert read[0].tobytes() == pipeline.layout.matrix(sent.columns["row"]).tobytes()
+    assert read[0].tobytes() == pipeline.layout.matrix(sent.columns["row"])[:2].tobytes()
 
 
 def test_each_row_is_answered_by_the_deployment_that_it_names(pipeline, inference):

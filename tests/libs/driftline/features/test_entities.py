@@ -35,6 +35,19 @@ def test_an_entity_is_found_by_its_kind_and_key() -> None:
     assert entities.find(1, keys).tolist() == [1, ABSENT, NONE]
 
 
+def test_whoever_remembers_what_was_found_is_told_that_it_may_be_another_place_now() -> None:
+    """
+    By the generation, which every change has of its own.
+    """
+    entities = made()
+    generations = [entities.generation]
+    for change in (lambda: entities.add([(0, b"a")], [None]), entities.clear, lambda: entities.add([(0, b"b"), (0, b"a")], [None, None])):
+        change()
+        generations.append(entities.generation)
+    assert len(set(generations)) == len(generations)
+    assert entities.find(0, Varlen.of([b"a", b"b"])).tolist() == [1, 0]
+
+
 def test_thousands_of_entities_keep_their_places() -> None:
     """
     Words, keys and table grow by doubling, and everything is still found with its own words.
