@@ -59,6 +59,7 @@ POLL_MS = 100  # behind what was read: the marker of its transaction is there, a
 IDLE_POLL_MS = 1_000
 PARSED_AT_ONCE_MAX = 200  # records: a millisecond or two, which a thread would not be worth
 MARK_EVERY_S = 0.1  # how often offsets are committed at most
+MARK_AGAIN_S = 30.0  # and how often without news: what a process that was replaced has committed behind its successor is put right
 TELL_EVERY_S = 1.0  # how often the metrics hear how far sources are behind
 ROUND_EVERY_S = 0.01  # how often the ends are asked for at most, live: what comes between goes on together (docs/decisions/0021)
 COUNT_EVERY_S = 30.0  # how often the partitions of all topics are counted again
@@ -209,6 +210,7 @@ class IntakePart:
         self._waiting_since: float | None = None  # for what a source holds and does not give
         self._marked: dict[Origin, tuple[int, str]] = {}  # what was committed for each source
         self._marked_at = 0.0
+        self._marked_all_at = clock.monotonic_s()
         self._told_at = 0.0
         self._round_at = 0.0
         self._tracing = tracing_of("intake", pipeline.name)
@@ -494,12 +496,15 @@ class IntakePart:
 
     async def _mark(self, intake: Intake) -> None:
         """
-        Commit, for each source of which there is news, the offset up to which all is on the log, with the last tick and the source's
-        newest time.
+        Commit, for each source of which there is news, and at times for all, the offset up to which all is on the log, with the last
+        tick and the source's newest time.
         """
         self._marked_at = self._clock.monotonic_s()
         if intake.tick is None:
             return
+        if self._marked_at - self._marked_all_at > MARK_AGAIN_S:
+            self._marked_all_at = self._marked_at
+            self._marked.clear()
         standing = {origin: intake.standing(origin, upstream.position) for origin, upstream in self._upstreams.items()}
         same = {"tick": intake.tick, "partitions": self._partitions[self._topics.events.name]}
         marks = {origin: (offset, json.dumps({**same, "newest": newest})) for origin, (offset, newest) in standing.items()}

@@ -127,19 +127,12 @@ class Merging(Topology):
         return slot
 
     def marks(self) -> dict[Origin, tuple[int, dict[str, int]]]:
-        """
-        What intake has committed: offset, tick and newest time by source. An older commit, of a process that was replaced, may arrive
-        behind a newer one; then that of the newer one. What is sent again for that after the next start is dropped downstream.
-        """
+        """What intake has committed: offset, tick and newest time by source."""
         found = {}
-        parts = self.intake.process.parts if self.intake.process is not None else ()
         for origin, log in self.upstream.logs.items():
-            there = self.world.cluster.committed.get((f"{self.pipeline}-intake", log.topic, log.partition))
-            told = [mark for mark in (there, *(part._marked.get(origin) for part in parts)) if mark]
-            if told:
-                found[origin] = max(
-                    ((offset, json.loads(metadata)) for offset, metadata in told), key=lambda mark: (mark[1]["tick"], mark[0])
-                )
+            mark = self.world.cluster.committed.get((f"{self.pipeline}-intake", log.topic, log.partition))
+            if mark:
+                found[origin] = mark[0], json.loads(mark[1])
         return found
 
     def common_violations(self) -> list[str]:

@@ -299,6 +299,29 @@ async def test_a_replay_that_is_killed_while_only_some_partitions_have_their_rec
     assert len(dying_sink) > 1
 
 
+async def test_what_a_replaced_process_commits_behind_its_successor_is_put_right(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    """
+    Though nothing is new: or what was read long ago might be deleted, and the next start would take it for lost.
+    """
+    monkeypatch.setattr(app, "MARK_AGAIN_S", 0.5)
+    told = history(upstream)
+    end = await declare(upstream, told)
+    group, place = f"{upstream.name}-intake", TopicPartition(upstream.payments, 0)
+
+    async def committed(offset: int) -> bool:
+        return (await client.committed_metadata(upstream.kafka, group))[place.topic, place.partition][0] == offset
+
+    async with running(upstream.intake(replay=True)):
+        await until(lambda: complete(upstream, end))
+        last = len(told[upstream.payments, 0])
+        await until(lambda: committed(last))
+        replaced = client.Source(upstream.kafka, *place, group=group)
+        await replaced.start()
+        await replaced.mark(last - 1, (await client.committed_metadata(upstream.kafka, group))[place.topic, place.partition][1])
+        await replaced.stop()
+        await until(lambda: committed(last))
+
+
 async def test_a_source_that_fails_while_it_is_waited_for_is_connected_again(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
     """
     The merge waits for the records of a source, and hears of it when that source will give none.
