@@ -31,7 +31,8 @@ def why_not_cuda() -> str:
     return ""
 
 
-needs_cuda = pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda())
+NO_CUDA = why_not_cuda()
+needs_cuda = pytest.mark.skipif(bool(NO_CUDA), reason=NO_CUDA)  # a GPU is no package; all but its own arithmetic is tested without one
 
 
 @pytest.fixture
@@ -125,6 +126,22 @@ def test_a_device_that_the_runtime_goes_on_without_is_refused(monkeypatch: pytes
     refuse_missing("cpu")
     with pytest.raises(Invalid, match=r"DRIFTLINE_DEVICE is cuda, and the runtime does not reach it.*nvidia-smi"):
         refuse_missing("cuda")
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 1_500])
+def test_a_device_is_always_given_as_many_rows(n: int, monkeypatch: pytest.MonkeyPatch):
+    """
+    Or its kernels, and with them the last bits of a score, would change with the batch; whoever asks sees nothing of it.
+    """
+    monkeypatch.setitem(PROVIDERS, "cuda", PROVIDERS["cpu"])  # the processor in the place of a device
+    monkeypatch.setattr(runtime, "_providers", lambda device: [PROVIDERS["cpu"]])
+    rows = np.random.default_rng(7).normal(0, 1, (n, 3)).astype(np.float32)
+    graph = fit(Logistic(), ROWS, (ROWS[:, 0] > 0).astype(np.int64), seed=7).onnx()
+    there, given = Loaded(graph, 3, "cuda"), []
+    run = there._session.run
+    monkeypatch.setattr(there._session, "run", lambda names, rows: given.append(len(rows["rows"])) or run(names, rows))
+    assert there.score(rows).tobytes() == Loaded(graph, 3).score(rows).tobytes()
+    assert given == [runtime.DEVICE_ROWS] * -(-n // runtime.DEVICE_ROWS)
 
 
 def test_trees_stay_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

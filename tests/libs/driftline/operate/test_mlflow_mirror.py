@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_releases_are_runs_versions_and_aliases_once(payments: Pipeline, tmp_pat
     A second time nothing is new; aliases follow the deployment; what the signed bundle says becomes parameters.
     """
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     uri = f"file:{tmp_path / 'mlruns'}"
     champion = Champion(payments, tmp_path)
     digest = champion.put_any()
@@ -60,6 +62,7 @@ def test_releases_are_runs_versions_and_aliases_once(payments: Pipeline, tmp_pat
     history.now = deployed(("champion", "payments-1", digest))
     first = mirror(payments, history, bundles_of(champion.environment), uri)
     assert (first.runs, first.versions, first.aliases) == (2, 1, {"champion": "payments-1"})
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true", "or it tells its makers"
     history.releases.append(release("payments-3", "c" * 64, "accepted", 3))
     history.now = deployed(("champion", "payments-1", digest), ("candidate", "payments-3", "c" * 64))
     again = mirror(payments, history, bundles_of({}), uri)
